@@ -1,0 +1,52 @@
+"""From a URL to a broker: backends are found by the URL's scheme among the installed entry points."""
+
+import re
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from urllib.parse import urlsplit
+
+from pubsub_core.broker import Backend, Broker, BrokerOptions
+from pubsub_core.errors import ConfigurationError
+from pubsub_core.names import did_you_mean
+
+GROUP = "pubsub.backends"
+
+_USERINFO = re.compile(r"(?<=//)[^/]*@")
+_QUERY_SECRET = re.compile(r"(?i)((?:password|username|secret|token)[^=&]*=)[^&#]*")
+
+
+def masked(url: str) -> str:
+    """Return the URL fit to be shown: the user's name and password are replaced by `***`."""
+    return _QUERY_SECRET.sub(r"\1***", _USERINFO.sub("***@", url))
+
+
+@cache
+def _installed() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def open_broker(url: str, options: BrokerOptions) -> Broker:
+    """Return the broker that `url` names. No I/O.
+
+    Raises ConfigurationError for an unknown scheme (naming the nearest), or one whose libraries are not installed.
+    """
+    scheme = urlsplit(url).scheme
+    points = _installed()
+    if scheme not in points:
+        raise ConfigurationError(
+            f"PUBSUB_URL {masked(url)!r} has the unknown scheme {scheme!r}.{did_you_mean(scheme, points)} "
+            f"Installed: {', '.join(f'{name}://' for name in sorted(points))}"
+        )
+    return load_backend(points[scheme])(url, options)
+
+
+def load_backend(point: EntryPoint) -> Backend:
+    """Import what an entry point names. Raises ConfigurationError if a library that it needs is missing."""
+    try:
+        backend: Backend = point.load()
+    except ImportError as error:
+        raise ConfigurationError(
+            f"PUBSUB_URL scheme {point.name!r} needs the module {error.name!r}, which is not installed. "
+            f"Install it with: pip install 'pubsub-streams[{point.extras[0] if point.extras else 'all'}]'"
+        ) from error
+    return backend

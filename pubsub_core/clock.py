@@ -1,0 +1,58 @@
+"""Where the library gets the time from, so that tests can set it."""
+
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Tells the time. Safe to call from any thread; never blocks."""
+
+    def time(self) -> float:
+        """Return the seconds since 1970-01-01 UTC."""
+
+
+class SystemClock:
+    """The clock of this machine."""
+
+    def time(self) -> float:
+        """Return the seconds since 1970-01-01 UTC."""
+        return time.time()
+
+
+class ManualClock:
+    """A clock that stands still until it is told to move. For tests.
+
+    Whoever waits for a moment of this clock (the memory broker does) registers with `on_move` to be woken.
+    """
+
+    def __init__(self, start: datetime = datetime(2030, 1, 1, tzinfo=UTC)) -> None:
+        self._lock = threading.Lock()
+        self._time = start.timestamp()
+        self._listeners: list[Callable[[], None]] = []
+
+    def time(self) -> float:
+        """Return the seconds since 1970-01-01 UTC, as last set."""
+        return self._time
+
+    def now(self) -> datetime:
+        """Return the same as an aware datetime in UTC."""
+        return datetime.fromtimestamp(self._time, UTC)
+
+    def advance(self, by: float | timedelta) -> None:
+        """Move on by that many seconds, and wake those who wait. Refuses to go back."""
+        seconds = by.total_seconds() if isinstance(by, timedelta) else by
+        if seconds < 0:
+            raise ValueError(f"a clock only moves on: advance({by!r})")
+        with self._lock:
+            self._time += seconds
+            listeners = list(self._listeners)
+        for listener in listeners:
+            listener()
+
+    def on_move(self, listener: Callable[[], None]) -> None:
+        """Call `listener` after each move, on the thread that moves the clock."""
+        with self._lock:
+            self._listeners.append(listener)

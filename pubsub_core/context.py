@@ -1,0 +1,20 @@
+"""What a handler may ask about the delivery it is working on."""
+
+from contextvars import ContextVar
+from typing import Any
+
+from pubsub_core.message import Message
+
+CURRENT_MESSAGE: ContextVar[Message[Any]] = ContextVar("pubsub_current_message")
+
+
+def current_message() -> Message[Any]:
+    """Return the message that the running handler works on, from anywhere below it.
+
+    Raises LookupError outside of a handler. Works in `async def` handlers too; a thread that the handler starts itself
+    does not see it unless it copies the context (`contextvars.copy_context`).
+    """
+    try:
+        return CURRENT_MESSAGE.get()
+    except LookupError:
+        raise LookupError("current_message() was called outside of a handler: there is no message at work here") from None

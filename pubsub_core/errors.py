@@ -1,0 +1,131 @@
+"""Every error this library raises, in one tree.
+
+    PubSubError
+    ├── ConfigurationError          a setting, URL, name or target that cannot work (also a ValueError)
+    │   └── SubscriptionError       a handler that cannot be subscribed as written
+    ├── PublishError                a publish that did not end in "stored"
+    │   ├── ValidationError         refused: the payload is not what the topic carries; nothing was sent (also a ValueError)
+    │   │   └── PayloadTooLarge     refused: larger than PUBSUB_MAX_PAYLOAD; nothing was sent
+    │   └── PublishUncertain        the broker may or may not have stored it; `message_ids` says which
+    ├── BrokerError                 the broker refused, or cannot be reached
+    │   ├── BrokerUnavailable       not reachable, or not able to serve now; nothing was stored
+    │   ├── BrokerFull              out of memory or disk; nothing was stored
+    │   ├── NotPermitted            wrong password, or a command its user may not run
+    │   └── StreamConflict          a key of another type stands where the topic's stream should be
+    ├── CodecError                  bytes that cannot be turned into a payload
+    │   ├── Undecodable             they are not JSON
+    │   └── InvalidPayload          they are JSON, but not what the handler expects
+    ├── LeaseLost                   the delivery belongs to another consumer by now
+    └── WorkerError                 a worker that cannot run
+        └── HandlerTimeout          raised inside a handler that ran longer than its timeout
+
+`Retry` and `Reject` are not errors of the library: a handler raises them to say what shall become of its message.
+"""
+
+from collections.abc import Sequence
+
+
+class PubSubError(Exception):
+    """The root of every error of this library."""
+
+
+class ConfigurationError(PubSubError, ValueError):
+    """A setting, URL, name or target cannot work. The text names it and the fix."""
+
+
+class SubscriptionError(ConfigurationError):
+    """A handler cannot be subscribed as it is written. The text names its file and line."""
+
+
+class PublishError(PubSubError):
+    """A publish did not end in "stored"."""
+
+
+class ValidationError(PublishError, ValueError):
+    """The payload is not what the topic carries. Nothing was sent.
+
+    `errors` is a tuple of (location, problem) pairs of strings; the offending values are not in it.
+    """
+
+    def __init__(self, message: str, errors: Sequence[tuple[str, str]] = ()) -> None:
+        super().__init__(message)
+        self.errors = tuple(errors)
+
+
+class PayloadTooLarge(ValidationError):
+    """The encoded payload is larger than `PUBSUB_MAX_PAYLOAD` bytes. Nothing was sent."""
+
+
+class PublishUncertain(PublishError):
+    """The connection broke after the messages were sent, and looking for them failed too.
+
+    They may be stored or not. `message_ids` are the ids that nobody can vouch for, in the order of publishing.
+    """
+
+    def __init__(self, message: str, message_ids: Sequence[str]) -> None:
+        super().__init__(message)
+        self.message_ids = tuple(message_ids)
+
+
+class BrokerError(PubSubError):
+    """The broker refused a request, or cannot be reached."""
+
+
+class BrokerUnavailable(BrokerError):
+    """The broker cannot be reached or cannot serve now. What was asked has not been done."""
+
+
+class BrokerFull(BrokerError):
+    """The broker is out of memory or disk space. What was asked has not been done."""
+
+
+class NotPermitted(BrokerError):
+    """The broker refuses the credentials, or its user may not run the command. Trying again does not help."""
+
+
+class StreamConflict(BrokerError):
+    """A key of another type stands where the stream of a topic should be. Trying again does not help."""
+
+
+class CodecError(PubSubError):
+    """Bytes could not be turned into a payload. Its text never contains the payload."""
+
+
+class Undecodable(CodecError):
+    """The bytes are not what the codec writes (for JSON: not JSON, NaN or an infinity, bad UTF-8, nested too deep)."""
+
+
+class InvalidPayload(CodecError):
+    """The bytes are well-formed but not of the type that the handler expects."""
+
+
+class LeaseLost(PubSubError):
+    """The delivery belongs to another consumer by now, so it cannot be settled here. Nothing was changed."""
+
+
+class WorkerError(PubSubError):
+    """A worker cannot run."""
+
+
+class HandlerTimeout(WorkerError):
+    """Raised inside a handler that ran longer than the `timeout` of its subscription."""
+
+
+class Retry(Exception):
+    """Raise it in a handler to be called again with this message, after `delay` seconds.
+
+    The attempt counts, but the retry policy is not asked: a handler that always raises it is called for ever.
+    """
+
+    def __init__(self, delay: float = 0) -> None:
+        if not 0 <= delay < float("inf"):
+            raise ValueError(f"Retry(delay={delay!r}): the delay is a number of seconds, 0 or more")
+        super().__init__(f"asked to be called again in {delay} s")
+        self.delay = float(delay)
+
+
+class Reject(Exception):
+    """Raise it in a handler to make the message a dead letter at once, with this reason."""
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason or "rejected by the handler")

@@ -1,0 +1,75 @@
+"""The values that travel: messages and their deliveries."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from types import MappingProxyType
+from typing import Generic, Literal, NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+Source = Literal["publish", "cron", "replay"]
+
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Message(Generic[T]):
+    """One published fact. Immutable; `Message[bytes]` is on its way, `Message[Order]` is decoded.
+
+    `id` is a time-sortable UUID made by the publisher; it stays the same over delays and retries. An entry that another
+    program wrote into the stream has the backend's position as its id. `attempt`, `group` and `position` belong to the
+    delivery at hand: `attempt` is 1 at the first, `position` is the backend's own offset (Redis: the entry id). On the
+    publishing side they are 1, None and None.
+    """
+
+    id: str
+    topic: str
+    payload: T
+    published_at: datetime
+    key: str | None = None
+    headers: Mapping[str, str] = NO_HEADERS
+    attempt: int = 1
+    group: str | None = None
+    source: Source = "publish"
+    position: str | None = None
+
+    def __repr__(self) -> str:
+        """Without payload and headers, which may be secret or huge."""
+        return (
+            f"Message(id={self.id!r}, topic={self.topic!r}, group={self.group!r}, attempt={self.attempt}, "
+            f"source={self.source!r}, position={self.position!r})"
+        )
+
+
+class SubscriptionKey(NamedTuple):
+    """What a broker knows a subscription by."""
+
+    topic: str
+    group: str
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery(Generic[T]):
+    """One hand-over of a message to a consumer. It stays that consumer's until it is settled or its lease ends."""
+
+    message: Message[T]
+    subscription: SubscriptionKey
+
+
+DeadLetterKind = Literal[
+    "retries exhausted",
+    "rejected",
+    "undecodable",
+    "invalid payload",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetterReason:
+    """Why a delivery was given up. `error` is the exception's class, `detail` its text, both cut to a bounded length."""
+
+    kind: DeadLetterKind
+    error: str = ""
+    detail: str = ""
+    traceback: str = ""

@@ -1,0 +1,45 @@
+"""Functions around every handler, and around every publish.
+
+A handle middleware gets the decoded delivery and `call_next`; the handler runs inside `call_next`. What it raises is what
+the handler would have raised: it is settled in the same way. The one added first is the outermost.
+
+    def log_duration(delivery: Delivery[Any], call_next: HandleNext) -> None:
+        started = monotonic()
+        try:
+            call_next(delivery)
+        finally:
+            log.info("handled", extra={"topic": delivery.message.topic, "seconds": monotonic() - started})
+
+A publish middleware gets the message with its payload not yet encoded, and `call_next`, to which it may pass a changed
+copy (`dataclasses.replace`). What it raises is raised by `publish`; nothing is sent.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from pubsub_core.message import Delivery, Message
+
+HandleNext = Callable[[Delivery[Any]], None]
+HandleMiddleware = Callable[[Delivery[Any], HandleNext], None]
+
+PublishNext = Callable[[Message[Any]], None]
+PublishMiddleware = Callable[[Message[Any], PublishNext], None]
+
+V = TypeVar("V")
+
+
+def chain(
+    middleware: Sequence[Callable[[V, Callable[[V], None]], None]], innermost: Callable[[V], None]
+) -> Callable[[V], None]:
+    """Return one callable that runs the middleware around `innermost`, the first of them outermost."""
+    call = innermost
+    for layer in reversed(middleware):
+        call = _around(layer, call)
+    return call
+
+
+def _around(layer: Callable[[V, Callable[[V], None]], None], call_next: Callable[[V], None]) -> Callable[[V], None]:
+    def call(value: V) -> None:
+        layer(value, call_next)
+
+    return call

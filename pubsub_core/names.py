@@ -1,0 +1,29 @@
+"""The names of topics and groups, and which of them are refused."""
+
+import difflib
+import re
+from collections.abc import Iterable
+
+from pubsub_core.errors import ConfigurationError
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}\Z")
+
+
+def check_name(kind: str, name: object, hint: str = "") -> str:
+    """Return `name`, or raise ConfigurationError if it is not fit to be the name of a topic, group or schedule.
+
+    Fit: 1 to 200 letters, digits, `_`, `.` and `-` of ASCII, not beginning with `.` or `-`. All else could reach
+    another topic's keys, or match as a pattern, in a backend.
+    """
+    if isinstance(name, str) and _NAME.match(name):
+        return name
+    raise ConfigurationError(
+        f"{name!r} is not a {kind} name: use 1 to 200 letters, digits, '_', '.' and '-', "
+        f"beginning with a letter, digit or '_'{'. ' + hint if hint else ''}"
+    )
+
+
+def did_you_mean(wrong: str, known: Iterable[str]) -> str:
+    """Return " Did you mean 'x'?" for the nearest of `known`, or "" if none is near."""
+    near = difflib.get_close_matches(wrong, list(known), n=1, cutoff=0.6)
+    return f" Did you mean {near[0]!r}?" if near else ""
