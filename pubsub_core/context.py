@@ -17,4 +17,6 @@ def current_message() -> Message[Any]:
     try:
         return CURRENT_MESSAGE.get()
     except LookupError:
-        raise LookupError("current_message() was called outside of a handler: there is no message at work here") from None
+        raise LookupError(
+            "current_message() was called outside of a handler: there is no message at work here"
+        ) from None

@@ -1,0 +1,75 @@
+"""Publish/subscribe for plain Python: everything a user needs, without Flask and without any backend's libraries."""
+
+from pubsub_core.broker import Broker, BrokerOptions, Consumer, DeadLetter, Inspector, Membership
+from pubsub_core.clock import Clock, ManualClock, SystemClock
+from pubsub_core.context import current_message
+from pubsub_core.errors import (
+    BrokerError,
+    BrokerFull,
+    BrokerUnavailable,
+    ConfigurationError,
+    HandlerTimeout,
+    InvalidPayload,
+    LeaseLost,
+    NotPermitted,
+    PayloadTooLarge,
+    PublishError,
+    PublishUncertain,
+    PubSubError,
+    Reject,
+    Retry,
+    StreamConflict,
+    SubscriptionError,
+    Undecodable,
+    ValidationError,
+)
+from pubsub_core.message import DeadLetterReason, Delivery, Message, SubscriptionKey
+from pubsub_core.pubsub import Batch, PubSub
+from pubsub_core.retry import ExponentialBackoff, FixedDelay, NoRetry, RetryPolicy
+from pubsub_core.settings import Settings
+from pubsub_core.topic import Topic
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Batch",
+    "Broker",
+    "BrokerError",
+    "BrokerFull",
+    "BrokerOptions",
+    "BrokerUnavailable",
+    "Clock",
+    "ConfigurationError",
+    "Consumer",
+    "DeadLetter",
+    "DeadLetterReason",
+    "Delivery",
+    "ExponentialBackoff",
+    "FixedDelay",
+    "HandlerTimeout",
+    "Inspector",
+    "InvalidPayload",
+    "LeaseLost",
+    "ManualClock",
+    "Membership",
+    "Message",
+    "NoRetry",
+    "NotPermitted",
+    "PayloadTooLarge",
+    "PubSub",
+    "PubSubError",
+    "PublishError",
+    "PublishUncertain",
+    "Reject",
+    "Retry",
+    "RetryPolicy",
+    "Settings",
+    "StreamConflict",
+    "SubscriptionError",
+    "SubscriptionKey",
+    "SystemClock",
+    "Topic",
+    "Undecodable",
+    "ValidationError",
+    "current_message",
+]

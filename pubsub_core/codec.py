@@ -1,0 +1,176 @@
+"""Between payloads and bytes: JSON by pydantic, NaN and infinities refused both ways."""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+import pydantic
+import pydantic_core
+from pydantic import BaseModel, TypeAdapter
+
+from pubsub_core.errors import InvalidPayload, Undecodable, ValidationError
+
+T = TypeVar("T")
+
+# Writers: where one of these stands in the JSON, a NaN or an infinity may have been behind it ("null" is what pydantic
+# writes for them). Readers: what pydantic would take for an infinity or a NaN ("1e999" is read as one).
+_MAY_BE_NON_FINITE = re.compile(rb"null|NaN|Infinity")
+_READS_AS_NON_FINITE = re.compile(rb"NaN|Infinity|[0-9][eE]\+?[0-9]{3}|[0-9]{300}")
+
+_NOT_FINITE = "NaN and infinities are not JSON"
+
+
+class Codec(Protocol[T]):
+    """Turns the payloads of one topic, or of one handler, into bytes and back. Thread-safe."""
+
+    def encode(self, payload: T) -> bytes:
+        """Return the bytes. Raises ValidationError if `payload` is not of this codec's type or cannot be written."""
+
+    def decode(self, encoded: bytes) -> T:
+        """Return the payload. Raises Undecodable or InvalidPayload, whose text never contains the payload."""
+
+
+class UntypedJson:
+    """Any JSON value: what the bytes say, as dict, list, str, int, float, bool or None."""
+
+    def encode(self, payload: Any) -> bytes:
+        """Return compact JSON. Models, dataclasses, UUIDs, datetimes and the like are written as pydantic writes them."""
+        try:
+            encoded = pydantic_core.to_json(payload, inf_nan_mode="constants")
+        except pydantic_core.PydanticSerializationError as error:
+            raise ValidationError(f"the payload cannot be written as JSON: {error}") from None
+        except (ValueError, RecursionError) as error:
+            raise ValidationError(f"the payload cannot be written as JSON: {type(error).__name__}") from None
+        if _MAY_BE_NON_FINITE.search(encoded) and _has_non_finite(payload):
+            raise ValidationError(f"the payload cannot be written as JSON: {_NOT_FINITE}")
+        return encoded
+
+    def decode(self, encoded: bytes) -> Any:
+        """Return the JSON value."""
+        try:
+            value = pydantic_core.from_json(encoded, allow_inf_nan=False)
+        except (ValueError, RecursionError) as error:
+            raise Undecodable(f"the payload is not JSON: {error}") from None
+        if _READS_AS_NON_FINITE.search(encoded) and _has_non_finite(value):
+            raise Undecodable(f"the payload is not JSON: {_NOT_FINITE}")
+        return value
+
+
+class TypedJson(Generic[T]):
+    """JSON of one type: a pydantic model, or whatever else a `TypeAdapter` takes.
+
+    Writers are strict: the payload is of the type, or plain JSON data that fits it without conversion. Readers are
+    lenient: pydantic's usual conversions, and unknown fields are ignored. The adapter is built at first use.
+    """
+
+    def __init__(self, schema: Any) -> None:
+        self.schema = schema
+        self._is_model = isinstance(schema, type) and issubclass(schema, BaseModel)
+        self._built: TypeAdapter[T] | None = None
+
+    @property
+    def adapter(self) -> TypeAdapter[T]:
+        """The pydantic adapter of the type."""
+        if self._built is None:
+            self._built = TypeAdapter(self.schema)
+        return self._built
+
+    def encode(self, payload: T) -> bytes:
+        """Return compact JSON of a payload that fits the type."""
+        adapter = self.adapter
+        try:
+            if not (self._is_model and type(payload) is self.schema):
+                payload = self._validated(adapter, payload)
+            encoded = adapter.dump_json(payload, warnings="error")
+        except pydantic.ValidationError as error:
+            problems = problems_of(error)
+            raise ValidationError(
+                f"the payload does not fit {type_name(self.schema)}: {_in_words(problems)}", problems
+            ) from None
+        except pydantic_core.PydanticSerializationError:
+            raise ValidationError(
+                f"the payload does not fit {type_name(self.schema)}: it holds values that its type does not allow"
+            ) from None
+        except (ValueError, RecursionError) as error:
+            raise ValidationError(f"the payload cannot be written as JSON: {type(error).__name__}") from None
+        if _MAY_BE_NON_FINITE.search(encoded) and _has_non_finite(payload):
+            raise ValidationError(f"the payload cannot be written as JSON: {_NOT_FINITE}")
+        return encoded
+
+    def _validated(self, adapter: TypeAdapter[T], payload: T) -> T:
+        if isinstance(payload, Mapping) and (self._is_model or is_dataclass(self.schema)):
+            # Plain data for a model: judged as a reader would see it, so that a date may be written as text.
+            return adapter.validate_json(UntypedJson().encode(payload), strict=True)
+        return adapter.validate_python(payload, strict=True)
+
+    def decode(self, encoded: bytes) -> T:
+        """Return the payload, validated."""
+        if _READS_AS_NON_FINITE.search(encoded):
+            UntypedJson().decode(encoded)
+        try:
+            return self.adapter.validate_json(encoded)
+        except pydantic.ValidationError as error:
+            problems = problems_of(error)
+            if any(kind == "json_invalid" for kind in _kinds(error)):
+                raise Undecodable(f"the payload is not JSON: {_in_words(problems)}") from None
+            raise InvalidPayload(f"the payload does not fit {type_name(self.schema)}: {_in_words(problems)}") from None
+        except RecursionError:
+            raise Undecodable("the payload is nested too deep") from None
+
+
+def codec_for(schema: Any) -> UntypedJson | TypedJson[Any]:
+    """Return the codec for a type; None and Any stand for any JSON value."""
+    return UntypedJson() if schema is None or schema is Any else TypedJson(schema)
+
+
+def type_name(schema: Any) -> str:
+    """Return the short name of a type for people to read."""
+    return getattr(schema, "__name__", None) or str(schema).replace("typing.", "")
+
+
+def problems_of(error: pydantic.ValidationError) -> tuple[tuple[str, str], ...]:
+    """Return (location, problem) pairs, without the offending values."""
+    details = error.errors(include_url=False, include_context=False, include_input=False)
+    return tuple((".".join(str(part) for part in one["loc"]), one["msg"]) for one in details)
+
+
+def _kinds(error: pydantic.ValidationError) -> list[str]:
+    return [one["type"] for one in error.errors(include_url=False, include_context=False, include_input=False)]
+
+
+def _in_words(problems: tuple[tuple[str, str], ...]) -> str:
+    shown = [f"{where}: {what}" if where else what for where, what in problems[:5]]
+    return "; ".join(shown) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+
+
+def _has_non_finite(value: Any) -> bool:
+    return _any_value(value, lambda one: isinstance(one, float) and not math.isfinite(one))
+
+
+def _any_value(root: Any, is_wanted: Callable[[Any], bool]) -> bool:
+    """Walk containers, models and dataclasses without recursion; each object once."""
+    seen: set[int] = set()
+    waiting = [root]
+    while waiting:
+        value = waiting.pop()
+        if is_wanted(value):
+            return True
+        children = _children(value)
+        if children and id(value) not in seen:
+            seen.add(id(value))
+            waiting.extend(children)
+    return False
+
+
+def _children(value: Any) -> list[Any]:
+    if isinstance(value, BaseModel):
+        return [*value.__dict__.values(), *(value.__pydantic_extra__ or {}).values()]
+    if isinstance(value, Mapping):
+        return [*value.keys(), *value.values()]
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return list(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return [getattr(value, one.name, None) for one in fields(value)]
+    return []

@@ -1,0 +1,369 @@
+"""The object that an application holds: it declares topics and subscriptions, and publishes."""
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from types import MappingProxyType, TracebackType
+from typing import Any, TypeVar, overload
+
+from pubsub_core.broker import Start
+from pubsub_core.clock import Clock, SystemClock
+from pubsub_core.context import CURRENT_MESSAGE
+from pubsub_core.errors import ConfigurationError, PayloadTooLarge, SubscriptionError, ValidationError
+from pubsub_core.message import NO_HEADERS, Message
+from pubsub_core.middleware import HandleMiddleware, PublishMiddleware, chain
+from pubsub_core.names import check_name
+from pubsub_core.retry import ExponentialBackoff, RetryPolicy
+from pubsub_core.runtime import Runtime
+from pubsub_core.schedule import CronSpec, Schedule
+from pubsub_core.settings import Settings, keyword_layer
+from pubsub_core.subscription import Handler, Subscription, inspect_handler
+from pubsub_core.topic import Topic
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+Decorator = Callable[[F], F]
+
+CORRELATION_ID = "correlation-id"
+
+
+class PubSub:
+    """Topics, subscriptions and schedules of an application, and the way to publish.
+
+        pubsub = PubSub("redis://localhost:6379/0", group="billing")
+
+    Without a URL, `PUBSUB_URL` of the environment counts, and without that `memory://`. `settings` are those of
+    `Settings`, by name (`threads=4`); they win over the environment. Declaring is meant for import time; publishing is
+    safe from any thread, and from forked children. Nothing connects before the first use.
+    """
+
+    def __init__(
+        self, url: str | None = None, *, group: str | None = None, clock: Clock | None = None, **settings: Any
+    ) -> None:
+        self._keywords = keyword_layer({"url": url, "group": group, **settings})
+        self._clock: Clock = clock or SystemClock()
+        self._default_group = _module_name(sys._getframe(1).f_globals)  # noqa: SLF001  # the public way is 100x slower
+        self._topics: dict[str, Topic[Any]] = {}
+        self._streams: dict[str, str] = {}
+        self._subscriptions: dict[tuple[str, str | None], Subscription] = {}
+        self._schedules: dict[str, Schedule] = {}
+        self._handle_middleware: list[HandleMiddleware] = []
+        self._publish_middleware: list[PublishMiddleware] = []
+        self._own_runtime: Runtime | None = None
+        Settings.parse(self._keywords)
+
+    # Declaring
+
+    @overload
+    def topic(self, name: str, schema: type[T], *, stream: str | None = None) -> Topic[T]: ...
+    @overload
+    def topic(self, name: str, schema: Any = None, *, stream: str | None = None) -> Topic[Any]: ...
+    def topic(self, name: str, schema: Any = None, *, stream: str | None = None) -> Topic[Any]:
+        """Return the topic of that name, declaring it the first time.
+
+        `schema` is what its payloads are: a pydantic model or any type that a `TypeAdapter` takes; without it, any JSON
+        value. `stream` is for a stream that another program fills under a key of its own. Naming the topic again is
+        fine as long as nothing contradicts; else ConfigurationError.
+        """
+        check_name("topic", name, "For a stream of another key name, give the topic a name and pass stream=")
+        known = self._topics.get(name)
+        if known is None:
+            known = self._topics[name] = Topic(self, name, schema, stream)
+            if stream is not None:
+                self._streams[name] = stream
+        elif (schema is not None and schema is not known.schema) or (stream is not None and stream != known.stream):
+            raise ConfigurationError(
+                f"topic {name!r} is declared already, as {known!r}{f' on stream {known.stream!r}' if known.stream else ''}: "
+                "use that object, or another name"
+            )
+        return known
+
+    def subscribe(
+        self,
+        topic: str | Topic[Any],
+        *,
+        group: str | None = None,
+        retry: RetryPolicy | None = None,
+        timeout: float | None = None,
+        concurrency: int | None = None,
+        start: Start = "earliest",
+    ) -> Decorator[F]:
+        """Return a decorator that makes a function the handler of `topic` for `group`, and leaves it unchanged.
+
+        The function takes the payload (annotated with its type), or the message (annotated `Message[...]`, or not at
+        all); it may be `async def`. `group` defaults to `PUBSUB_GROUP`; every group sees every message. `retry` defaults
+        to `ExponentialBackoff()`. `timeout` is in seconds (`PUBSUB_TIMEOUT`). `concurrency` is how many of this
+        subscription may run at once in a process. `start` counts when the group is first made.
+        Raises SubscriptionError for a signature that cannot work, or a second handler on the same topic and group.
+        """
+        declared = topic if isinstance(topic, Topic) else self.topic(topic)
+        _check_options(group, timeout, concurrency, start)
+        names = sys._getframe(1).f_locals  # noqa: SLF001  # annotations may name what is local there
+
+        def decorate(function: F) -> F:
+            handler = inspect_handler(function, declared.schema, names)
+            self._add(
+                Subscription(declared.name, group, handler, retry or ExponentialBackoff(), timeout, concurrency, start)
+            )
+            return function
+
+        return decorate
+
+    def cron(
+        self,
+        expression: str,
+        *,
+        name: str | None = None,
+        group: str | None = None,
+        retry: RetryPolicy | None = None,
+        timeout: float | None = None,
+        concurrency: int | None = None,
+    ) -> Decorator[F]:
+        """Return a decorator that has a function called at each tick of a cron expression (five fields, or six).
+
+        The function takes nothing, or the message. The schedule, and the topic that it publishes to, is called `name`,
+        by default after the function. Raises ConfigurationError for an expression that cannot be read or never comes.
+        """
+        spec = CronSpec(expression)
+        _check_options(group, timeout, concurrency, "latest")
+        names = sys._getframe(1).f_locals  # noqa: SLF001  # annotations may name what is local there
+
+        def decorate(function: F) -> F:
+            handler = inspect_handler(function, None, names, may_take_nothing=True)
+            topic = self.topic(name or handler.name)
+            self._add(
+                Subscription(topic.name, group, handler, retry or ExponentialBackoff(), timeout, concurrency, "latest")
+            )
+            self._schedules[topic.name] = Schedule(topic.name, topic.name, spec)
+            return function
+
+        return decorate
+
+    def _add(self, new: Subscription) -> None:
+        other = self._subscriptions.get((new.topic, new.group))
+        if other is not None:
+            raise _second_handler(new.topic, new.group, new.handler, other.handler)
+        self._subscriptions[new.topic, new.group] = new
+
+    def middleware(self, function: HandleMiddleware) -> HandleMiddleware:
+        """Add a middleware around every handler. The first added is the outermost. Usable as a decorator."""
+        self._handle_middleware.append(function)
+        return function
+
+    def publish_middleware(self, function: PublishMiddleware) -> PublishMiddleware:
+        """Add a middleware around every publish. The first added is the outermost. Usable as a decorator."""
+        self._publish_middleware.append(function)
+        return function
+
+    # Publishing
+
+    def publish(
+        self,
+        topic: str | Topic[T],
+        payload: T,
+        *,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> str:
+        """Publish one message and return its id, a time-sortable UUID. When it returns the message is stored.
+
+        Blocks for `PUBSUB_PUBLISH_TIMEOUT` seconds at most. Raises ValidationError (nothing was sent) for a payload that
+        does not fit the topic, BrokerUnavailable, BrokerFull or NotPermitted (nothing was stored), or PublishUncertain.
+        """
+        runtime = self.runtime
+        message = self._message(runtime, topic, payload, key, headers)
+        if self._publish_middleware:
+            chain(self._publish_middleware, lambda changed: runtime.broker.publish([self._encoded(runtime, changed)]))(
+                message
+            )
+        else:
+            runtime.broker.publish([self._encoded(runtime, message)])
+        return message.id
+
+    def batch(self) -> "Batch":
+        """Return a batch: what is published on it is sent together, in order, when its `with` block is left."""
+        return Batch(self, self.runtime)
+
+    def _message(
+        self,
+        runtime: Runtime,
+        topic: str | Topic[Any],
+        payload: Any,
+        key: str | None,
+        headers: Mapping[str, str] | None,
+    ) -> Message[Any]:
+        name = topic.name if isinstance(topic, Topic) else self.topic(topic).name
+        if key is not None and not isinstance(key, str):
+            raise ValidationError(f"key={key!r} on topic {name!r}: a key is text")
+        now = datetime.fromtimestamp(runtime.clock.time(), UTC)
+        return Message(runtime.make_id(), name, payload, now, key, _checked_headers(name, headers))
+
+    def _encoded(self, runtime: Runtime, message: Message[Any]) -> Message[bytes]:
+        try:
+            encoded = self._topics[message.topic].codec.encode(message.payload)
+        except ValidationError as error:
+            raise ValidationError(f"nothing was published to {message.topic!r}: {error}", error.errors) from None
+        if len(encoded) > runtime.settings.max_payload:
+            raise PayloadTooLarge(
+                f"nothing was published to {message.topic!r}: the payload is {len(encoded):,} bytes, more than "
+                f"PUBSUB_MAX_PAYLOAD={runtime.settings.max_payload:,}. Raise it, or publish where the payload is kept"
+            )
+        return Message(
+            message.id,
+            message.topic,
+            encoded,
+            message.published_at,
+            message.key,
+            message.headers,
+            source=message.source,
+        )
+
+    # Running
+
+    @property
+    def runtime(self) -> Runtime:
+        """The settings and broker in force here."""
+        if self._own_runtime is None:
+            settings = Settings.parse(self._keywords, os.environ, {"PUBSUB_GROUP": self._default_group})
+            self._own_runtime = Runtime(settings, self._clock, MappingProxyType(self._streams))
+        return self._own_runtime
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force here."""
+        return self.runtime.settings
+
+    @property
+    def schedules(self) -> Sequence[Schedule]:
+        """The schedules, in the order of declaring."""
+        return tuple(self._schedules.values())
+
+    def subscriptions(self) -> Sequence[Subscription]:
+        """Return the subscriptions with their groups and timeouts resolved, in the order of declaring.
+
+        Raises SubscriptionError if the default group makes two of them the same.
+        """
+        settings = self.settings
+        resolved: dict[tuple[str, str], Subscription] = {}
+        for one in self._subscriptions.values():
+            group = one.group or settings.group
+            other = resolved.get((one.topic, group))
+            if other is not None:
+                raise _second_handler(one.topic, group, one.handler, other.handler)
+            resolved[one.topic, group] = replace(one, group=group, timeout=one.timeout or settings.timeout)
+        return tuple(resolved.values())
+
+    def handle_middleware(self) -> Sequence[HandleMiddleware]:
+        """Return the middleware around handlers, the outermost first."""
+        return tuple(self._handle_middleware)
+
+    def close(self) -> None:
+        """Close the broker's connections. Idempotent; the next use opens them anew."""
+        if self._own_runtime is not None:
+            self._own_runtime.close()
+
+
+class Batch:
+    """Messages that are sent together. Not for use by several threads at once.
+
+        with pubsub.batch() as batch:
+            for order in orders:
+                batch.publish(placed, order)
+
+    Each `publish` validates at once. Leaving the block sends all in order, in one round trip per node; if the block
+    raises, nothing is sent. If sending fails the messages stay, and `commit()` may be called again.
+    """
+
+    def __init__(self, pubsub: PubSub, runtime: Runtime) -> None:
+        self._pubsub = pubsub
+        self._runtime = runtime
+        self._waiting: list[Message[bytes]] = []
+        self._sent: list[str] = []
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The ids of all messages sent so far, in order."""
+        return tuple(self._sent)
+
+    def publish(
+        self,
+        topic: str | Topic[T],
+        payload: T,
+        *,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> str:
+        """Add a message, and return the id that it will have. Raises ValidationError, adding nothing, if it does not fit."""
+        pubsub, runtime = self._pubsub, self._runtime
+        message = pubsub._message(runtime, topic, payload, key, headers)  # noqa: SLF001  # one unit with PubSub
+        chain(
+            pubsub._publish_middleware,  # noqa: SLF001
+            lambda changed: self._waiting.append(pubsub._encoded(runtime, changed)),  # noqa: SLF001
+        )(message)
+        return message.id
+
+    def commit(self) -> tuple[str, ...]:
+        """Send what waits, and return the ids of what was sent now. May be called again after an error."""
+        self._runtime.broker.publish(self._waiting)
+        ids = tuple(message.id for message in self._waiting)
+        self._sent.extend(ids)
+        self._waiting.clear()
+        return ids
+
+    def __enter__(self) -> "Batch":
+        """Start the block."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Send, unless the block raised: then forget."""
+        if kind is None:
+            self.commit()
+        else:
+            self._waiting.clear()
+
+
+def _checked_headers(topic: str, headers: Mapping[str, str] | None) -> Mapping[str, str]:
+    current = CURRENT_MESSAGE.get(None)
+    if not headers and current is None:
+        return NO_HEADERS
+    copy = dict(headers or {})
+    if not all(isinstance(name, str) and isinstance(value, str) for name, value in copy.items()):
+        raise ValidationError(f"headers on topic {topic!r}: names and values are text")
+    if current is not None:
+        copy.setdefault(CORRELATION_ID, current.headers.get(CORRELATION_ID, current.id))
+    return MappingProxyType(copy)
+
+
+def _check_options(group: str | None, timeout: float | None, concurrency: int | None, start: Start) -> None:
+    if group is not None:
+        check_name("group", group)
+    if timeout is not None and not 0 < timeout < float("inf"):
+        raise SubscriptionError(f"timeout={timeout!r}: the timeout is a number of seconds, more than 0")
+    if concurrency is not None and (not isinstance(concurrency, int) or concurrency < 1):
+        raise SubscriptionError(f"concurrency={concurrency!r}: how many may run at once, 1 or more")
+    if isinstance(start, datetime):
+        if start.tzinfo is None:
+            raise SubscriptionError(f"start={start!r} has no time zone: use datetime(..., tzinfo=UTC)")
+    elif start not in ("earliest", "latest"):
+        raise SubscriptionError(f"start={start!r}: use 'earliest', 'latest' or an aware datetime")
+
+
+def _second_handler(topic: str, group: str | None, new: Handler, other: Handler) -> SubscriptionError:
+    called = "the default group" if group is None else f"group {group!r}"
+    return SubscriptionError(
+        f"topic {topic!r} has a handler for {called} already: {other.name} ({other.where}). To have {new.name} "
+        f"({new.where}) see every message as well, give it a group of its own: subscribe(..., group='another')"
+    )
+
+
+def _module_name(module: Mapping[str, Any]) -> str:
+    """Return the import name of a module; for a script the name it would be imported by."""
+    name = str(module.get("__name__") or "default")
+    if name == "__main__":
+        name = os.path.splitext(os.path.basename(module.get("__file__") or "default"))[0]
+    return name

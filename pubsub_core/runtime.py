@@ -1,0 +1,45 @@
+"""One application's settings and broker: what a `PubSub` works with once it is configured."""
+
+import threading
+from collections.abc import Mapping
+
+from pubsub_core.backends import open_broker
+from pubsub_core.broker import Broker, BrokerOptions
+from pubsub_core.clock import Clock
+from pubsub_core.ids import IdMaker
+from pubsub_core.settings import Settings
+
+
+class Runtime:
+    """Settings, and the broker they name, which is opened at first use. Safe to use from any thread."""
+
+    def __init__(self, settings: Settings, clock: Clock, streams: Mapping[str, str]) -> None:
+        self.settings = settings
+        self.clock = clock
+        self.make_id = IdMaker(clock)
+        self._streams = streams
+        self._lock = threading.Lock()
+        self._broker: Broker | None = None
+
+    @property
+    def broker(self) -> Broker:
+        """The broker. Raises ConfigurationError if its URL cannot work; connects only when it is used."""
+        if self._broker is None:
+            with self._lock:
+                if self._broker is None:
+                    self._broker = self._open()
+        return self._broker
+
+    def _open(self) -> Broker:
+        settings = self.settings
+        options = BrokerOptions(
+            self.clock, settings.namespace, settings.heartbeat, settings.publish_timeout, self._streams
+        )
+        return open_broker(settings.url, options)
+
+    def close(self) -> None:
+        """Close the broker's connections, if it was opened. Idempotent; the next use opens it anew."""
+        with self._lock:
+            broker, self._broker = self._broker, None
+        if broker is not None:
+            broker.close()

@@ -1,0 +1,138 @@
+"""The declaration "this handler takes this topic as this group", and what is read off the handler's signature."""
+
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, get_args, get_origin, get_type_hints
+
+from pubsub_core.broker import Membership, Start
+from pubsub_core.codec import TypedJson, UntypedJson, codec_for
+from pubsub_core.errors import SubscriptionError
+from pubsub_core.message import Message, SubscriptionKey
+from pubsub_core.retry import RetryPolicy
+
+
+class Takes(Enum):
+    """What a handler is called with."""
+
+    MESSAGE = "message"
+    PAYLOAD = "payload"
+    NOTHING = "nothing"
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """The user's function, and how to call it. `where` is its file and line."""
+
+    function: Callable[..., Any]
+    takes: Takes
+    codec: UntypedJson | TypedJson[Any]
+    is_async: bool
+    name: str
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """One handler on one topic as one group. `group` is None until the default group is known."""
+
+    topic: str
+    group: str | None
+    handler: Handler
+    retry: RetryPolicy
+    timeout: float | None
+    concurrency: int | None
+    start: Start
+
+    @property
+    def key(self) -> SubscriptionKey:
+        """What the broker knows it by. Only for subscriptions whose group is resolved."""
+        if self.group is None:
+            raise ValueError(f"the group of the subscription of {self.handler.name} is not resolved yet")
+        return SubscriptionKey(self.topic, self.group)
+
+    @property
+    def membership(self) -> Membership:
+        """What a consumer needs to know of it."""
+        return Membership(self.key, self.start)
+
+
+def where(function: Callable[..., Any]) -> str:
+    """Return "path/file.py:12" of a function, relative to the working directory where that is shorter."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    if code is None:
+        return repr(function)
+    path = os.path.relpath(code.co_filename) if os.path.isabs(code.co_filename) else code.co_filename
+    return f"{min(path, code.co_filename, key=len)}:{code.co_firstlineno}"
+
+
+def inspect_handler(
+    function: Callable[..., Any], schema: Any, names: Mapping[str, Any], *, may_take_nothing: bool = False
+) -> Handler:
+    """Read off how to call `function`: with the message, the payload or (cron handlers) nothing.
+
+    `schema` is the topic's payload type, or None. `names` are the local names at the decoration, for annotations that
+    are text. Raises SubscriptionError, naming file and line, for a signature that cannot be called with one argument.
+    """
+    name = _handler_name(function)
+    place = where(function)
+    if not callable(function):
+        raise SubscriptionError(f"a handler must be a function, not {type(function).__name__}: {function!r}")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise SubscriptionError(f"handler {name} ({place}) is a generator: it would never run. Remove the yield")
+    parameter = _only_parameter(function, name, place, may_take_nothing=may_take_nothing)
+    is_async = inspect.iscoroutinefunction(inspect.unwrap(function)) or inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004  # an object with `async def __call__`
+    )
+    if parameter is None:
+        takes, wanted = Takes.NOTHING, None
+    else:
+        takes, wanted = _wanted(function, parameter, schema, names, place)
+    return Handler(function, takes, codec_for(wanted), is_async, name, place)
+
+
+def _handler_name(function: Callable[..., Any]) -> str:
+    module = getattr(function, "__module__", None) or type(function).__module__
+    return f"{module}.{getattr(function, '__qualname__', type(function).__qualname__)}".replace("<locals>.", "")
+
+
+def _only_parameter(
+    function: Callable[..., Any], name: str, place: str, *, may_take_nothing: bool
+) -> inspect.Parameter | None:
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(function).parameters.values()
+    taken = [one for one in parameters if one.kind in positional]
+    needed = [one for one in parameters if one.default is one.empty and one.kind is not one.VAR_POSITIONAL]
+    needed = [one for one in needed if one.kind is not one.VAR_KEYWORD]
+    if may_take_nothing and not needed and not taken:
+        return None
+    if len(taken) >= 1 and all(one is taken[0] for one in needed):
+        return taken[0]
+    what = "one parameter (the payload or the Message)" + (", or none" if may_take_nothing else "")
+    signature = ", ".join(str(one) for one in parameters)
+    raise SubscriptionError(f"handler {name} ({place}) takes ({signature}): a handler takes {what}")
+
+
+def _wanted(
+    function: Callable[..., Any], parameter: inspect.Parameter, schema: Any, names: Mapping[str, Any], place: str
+) -> tuple[Takes, Any]:
+    if parameter.annotation is parameter.empty:
+        return Takes.MESSAGE, schema
+    annotated = inspect.unwrap(function)
+    if not inspect.isroutine(annotated):
+        annotated = type(annotated).__call__
+    try:
+        annotation = get_type_hints(annotated, localns=dict(names), include_extras=True)[parameter.name]
+    except (NameError, TypeError) as error:
+        raise SubscriptionError(
+            f"the annotation {parameter.annotation!r} of handler {_handler_name(function)} ({place}) "
+            f"cannot be resolved: {error}. Import the name, or define it before the handler"
+        ) from None
+    if annotation is Message:
+        return Takes.MESSAGE, schema
+    if get_origin(annotation) is Message:
+        (inner,) = get_args(annotation)
+        return Takes.MESSAGE, schema if inner is Any else inner
+    return Takes.PAYLOAD, annotation

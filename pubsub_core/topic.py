@@ -1,0 +1,46 @@
+"""Topics: named streams of messages of one schema."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from pubsub_core.broker import Start
+from pubsub_core.codec import TypedJson, UntypedJson, codec_for
+from pubsub_core.retry import RetryPolicy
+
+if TYPE_CHECKING:
+    from pubsub_core.pubsub import Decorator, PubSub
+
+T = TypeVar("T")
+
+
+class Topic(Generic[T]):
+    """A named stream of messages of one schema, made by `PubSub.topic`. Immutable; safe to use from any thread."""
+
+    def __init__(self, pubsub: "PubSub", name: str, schema: Any, stream: str | None) -> None:
+        self._pubsub = pubsub
+        self.name = name
+        self.schema = schema
+        self.stream = stream
+        self.codec: UntypedJson | TypedJson[T] = codec_for(schema)
+
+    def __repr__(self) -> str:
+        """Name and schema."""
+        return f"Topic({self.name!r}, {getattr(self.schema, '__name__', self.schema)!s})"
+
+    def publish(self, payload: T, *, key: str | None = None, headers: Mapping[str, str] | None = None) -> str:
+        """Publish one message and return its id. See `PubSub.publish`."""
+        return self._pubsub.publish(self, payload, key=key, headers=headers)
+
+    def subscribe(
+        self,
+        *,
+        group: str | None = None,
+        retry: RetryPolicy | None = None,
+        timeout: float | None = None,
+        concurrency: int | None = None,
+        start: Start = "earliest",
+    ) -> "Decorator[Any]":
+        """Return a decorator that makes a function this topic's handler for a group. See `PubSub.subscribe`."""
+        return self._pubsub.subscribe(
+            self, group=group, retry=retry, timeout=timeout, concurrency=concurrency, start=start
+        )

@@ -1,0 +1,1 @@
+"""The running thing: one supervisor, N processes, each with T handler threads."""
