@@ -1,7 +1,7 @@
 """The values that travel: messages and their deliveries."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from types import MappingProxyType
 from typing import Generic, Literal, NamedTuple, TypeVar
@@ -28,7 +28,7 @@ class Message(Generic[T]):
     payload: T
     published_at: datetime
     key: str | None = None
-    headers: Mapping[str, str] = NO_HEADERS
+    headers: Mapping[str, str] = field(default_factory=lambda: NO_HEADERS)
     attempt: int = 1
     group: str | None = None
     source: Source = "publish"

@@ -100,8 +100,20 @@ class PubSub:
         Raises SubscriptionError for a signature that cannot work, or a second handler on the same topic and group.
         """
         declared = topic if isinstance(topic, Topic) else self.topic(topic)
-        _check_options(group, timeout, concurrency, start)
         names = sys._getframe(1).f_locals  # noqa: SLF001  # annotations may name what is local there
+        return self._decorator(declared, names, group, retry, timeout, concurrency, start)
+
+    def _decorator(
+        self,
+        declared: Topic[Any],
+        names: Mapping[str, Any],
+        group: str | None,
+        retry: RetryPolicy | None,
+        timeout: float | None,
+        concurrency: int | None,
+        start: Start,
+    ) -> Decorator[F]:
+        _check_options(group, timeout, concurrency, start)
 
         def decorate(function: F) -> F:
             handler = inspect_handler(function, declared.schema, names)

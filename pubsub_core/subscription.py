@@ -5,13 +5,15 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from pubsub_core.broker import Membership, Start
-from pubsub_core.codec import TypedJson, UntypedJson, codec_for
 from pubsub_core.errors import SubscriptionError
 from pubsub_core.message import Message, SubscriptionKey
 from pubsub_core.retry import RetryPolicy
+
+if TYPE_CHECKING:
+    from pubsub_core.codec import TypedJson, UntypedJson
 
 
 class Takes(Enum):
@@ -28,7 +30,7 @@ class Handler:
 
     function: Callable[..., Any]
     takes: Takes
-    codec: UntypedJson | TypedJson[Any]
+    codec: "UntypedJson | TypedJson[Any]"
     is_async: bool
     name: str
     where: str
@@ -76,6 +78,8 @@ def inspect_handler(
     `schema` is the topic's payload type, or None. `names` are the local names at the decoration, for annotations that
     are text. Raises SubscriptionError, naming file and line, for a signature that cannot be called with one argument.
     """
+    from pubsub_core.codec import codec_for  # pydantic, which nothing needs before the first handler
+
     name = _handler_name(function)
     place = where(function)
     if not callable(function):

@@ -1,13 +1,14 @@
 """Topics: named streams of messages of one schema."""
 
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pubsub_core.broker import Start
-from pubsub_core.codec import TypedJson, UntypedJson, codec_for
 from pubsub_core.retry import RetryPolicy
 
 if TYPE_CHECKING:
+    from pubsub_core.codec import TypedJson, UntypedJson
     from pubsub_core.pubsub import Decorator, PubSub
 
 T = TypeVar("T")
@@ -17,11 +18,13 @@ class Topic(Generic[T]):
     """A named stream of messages of one schema, made by `PubSub.topic`. Immutable; safe to use from any thread."""
 
     def __init__(self, pubsub: "PubSub", name: str, schema: Any, stream: str | None) -> None:
+        from pubsub_core.codec import codec_for  # pydantic, which nothing needs before the first topic
+
         self._pubsub = pubsub
         self.name = name
         self.schema = schema
         self.stream = stream
-        self.codec: UntypedJson | TypedJson[T] = codec_for(schema)
+        self.codec: "UntypedJson | TypedJson[T]" = codec_for(schema)
 
     def __repr__(self) -> str:
         """Name and schema."""
@@ -41,6 +44,5 @@ class Topic(Generic[T]):
         start: Start = "earliest",
     ) -> "Decorator[Any]":
         """Return a decorator that makes a function this topic's handler for a group. See `PubSub.subscribe`."""
-        return self._pubsub.subscribe(
-            self, group=group, retry=retry, timeout=timeout, concurrency=concurrency, start=start
-        )
+        names = sys._getframe(1).f_locals  # noqa: SLF001  # annotations may name what is local there
+        return self._pubsub._decorator(self, names, group, retry, timeout, concurrency, start)  # noqa: SLF001  # one unit

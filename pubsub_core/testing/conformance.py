@@ -6,24 +6,1251 @@ A backend subclasses it in a test module, says how to make a broker, and runs py
         def make_broker(self, options: BrokerOptions) -> Broker:
             return open_redis("redis://localhost:6379/15", options)
 
-Each test has a namespace and topics of its own, so a server may be shared by all of them. What `receive` may do, it may do
-here too: return fewer than there are, or nothing, early. What it must do has to happen within `patience` seconds.
+Each test has a namespace and topics of its own, so all may share a server. What `receive` may do, it may do here too:
+return fewer than there are, or nothing, early. What it must do has to happen within `patience` seconds.
 """
 
+import math
 import os
+import random
 import threading
 import uuid
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta, timezone
 from time import monotonic
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 import pytest
 
-from pubsub_core.broker import Broker, BrokerOptions, Consumer, Inspector, Membership, Start
+from pubsub_core.broker import Broker, BrokerOptions, Consumer, DeadLetter, Inspector, Membership, Start
 from pubsub_core.clock import Clock, SystemClock
 from pubsub_core.errors import LeaseLost
 from pubsub_core.ids import IdMaker, published_at
-from pubsub_core.message import NO_HEADERS, DeadLetter, DeadLetterReason, Delivery, Message, Source, SubscriptionKey
+from pubsub_core.message import DeadLetterReason, Delivery, Message, Source, SubscriptionKey
+
+FEATURES: frozenset[str] = frozenset({"inspect", "foreign", "undecodable", "fork"})
+"""What a backend may be unable to do, and then leaves out of its `features`:
+
+`inspect`      its brokers are Inspectors
+`foreign`      other programs may write into a topic: `BrokerConformance.foreign` does
+`undecodable`  an entry may be damaged, or not ours: `BrokerConformance.undecodable` writes one
+`fork`         a forked child of the process reaches the same messages
+"""
+
+REASON = DeadLetterReason("retries exhausted", "ValueError", "no such order: ✗", 'File "shop.py", line 7\nValueError')
+
+_F = TypeVar("_F", bound=Callable[..., None])
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+_SLACK = 0.02  # seconds by which two clocks of one machine, or their rounding, may differ
+
+
+def _needs(feature: str) -> Callable[[_F], _F]:
+    def mark(test: _F) -> _F:
+        vars(test)["needs_feature"] = feature
+        return test
+
+    return mark
+
+
+class BrokerConformance:
+    """What every broker must do. Subclass it as `Test...`, and override what differs for the backend.
+
+    `features` is what the backend can do; tests of what it cannot do are not collected. `heartbeat` is for the tests in
+    which consumers vanish: smaller is faster, but a busy machine must manage to call `maintain` within 4 of them.
+    """
+
+    features: ClassVar[frozenset[str]] = FEATURES
+    heartbeat: ClassVar[float] = 0.25
+    patience: ClassVar[float] = 15.0
+
+    # What a backend provides.
+
+    def make_broker(self, options: BrokerOptions) -> Broker:
+        """Return a new broker. Those made in one test reach the same messages, where namespaces are the same."""
+        raise NotImplementedError
+
+    def make_clock(self) -> Clock:
+        """Return the clock that a test and its brokers go by. Called once per test."""
+        return SystemClock()
+
+    def pass_time(self, seconds: float) -> None:
+        """Return when `seconds` have passed for the broker."""
+        threading.Event().wait(seconds)
+
+    def vanish(self, consumer: Consumer) -> None:
+        """Do to `consumer` what the end of its process would. It is used no more, or as one that was frozen."""
+
+    def foreign(self, broker: Broker, topic: str, fields: Mapping[str, str]) -> None:
+        """Write an entry of these fields into the topic, as a program without this library would."""
+        raise NotImplementedError
+
+    def undecodable(self, broker: Broker, topic: str) -> None:
+        """Write an entry into the topic that looks like ours at first, and cannot be read."""
+        raise NotImplementedError
+
+    # What the tests are made of.
+
+    clock: Clock
+    streams: dict[str, str]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Take out the tests of what the backend cannot do."""
+        super().__init_subclass__(**options)
+        unknown = cls.features - FEATURES
+        assert not unknown, f"{cls.__name__}.features has unknown names: {sorted(unknown)}; known: {sorted(FEATURES)}"
+        for name, test in vars(BrokerConformance).items():
+            if getattr(test, "needs_feature", None) in FEATURES - cls.features:
+                setattr(cls, name, None)
+
+    @pytest.fixture(autouse=True)
+    def _surroundings(self) -> Iterator[None]:
+        self.clock = self.make_clock()
+        self.streams = {}
+        self._namespace = f"conformance-{uuid.uuid4().hex[:12]}"
+        self._new_id = IdMaker(self.clock)
+        self._brokers: list[Broker] = []
+        self._memberships: dict[str, tuple[Membership, ...]] = {}
+        self._consumers: list[Consumer] = []
+        self._alive: list[Consumer] = []
+        self._over = threading.Event()
+        self._threads = ThreadPoolExecutor(32, thread_name_prefix="conformance")
+        yield
+        self._over.set()
+        for consumer in self._consumers:
+            consumer.wake()
+        self._threads.shutdown()
+        for consumer in self._consumers:
+            consumer.close()
+        for broker in self._brokers:
+            broker.close()
+
+    @pytest.fixture
+    def broker(self, _surroundings: None) -> Broker:
+        """A broker whose consumers are never thought dead."""
+        return self.open()
+
+    @pytest.fixture
+    def strict_broker(self, _surroundings: None) -> Broker:
+        """A broker whose consumers must call `maintain` often."""
+        return self.open(heartbeat=self.heartbeat)
+
+    def open(self, heartbeat: float = 60.0, namespace: str | None = None) -> Broker:
+        """Return a broker that is closed after the test."""
+        broker = self.make_broker(
+            BrokerOptions(
+                clock=self.clock,
+                namespace=self._namespace if namespace is None else namespace,
+                heartbeat=heartbeat,
+                publish_timeout=10.0,
+                streams=self.streams,
+            )
+        )
+        self._brokers.append(broker)
+        return broker
+
+    def key(self, topic: str | None = None, group: str = "billing") -> SubscriptionKey:
+        """Return the key of a subscription, to a new topic unless one is given."""
+        return SubscriptionKey(topic or f"topic-{uuid.uuid4().hex[:12]}", group)
+
+    def message(self, topic: str, payload: bytes = b"{}", **fields: Any) -> Message[bytes]:
+        """Return a message as `PubSub.publish` makes it: published now, with a new id."""
+        new = self._new_id()
+        return Message(id=new, topic=topic, payload=payload, published_at=published_at(new), **fields)
+
+    def publish(self, broker: Broker, topic: str, count: int = 1) -> list[str]:
+        """Publish so many messages at once, and return their ids."""
+        messages = [self.message(topic, str(number).encode()) for number in range(count)]
+        broker.publish(messages)
+        return [message.id for message in messages]
+
+    def consumer(self, broker: Broker, *keys: SubscriptionKey, start: Start = "earliest") -> Consumer:
+        """Return a new consumer, which `keep_alive` maintains until it vanishes, and which is closed after the test."""
+        name = f"consumer-{uuid.uuid4().hex[:12]}"
+        memberships = tuple(Membership(key, start) for key in keys)
+        consumer = broker.consumer(memberships, name)
+        self._memberships[name] = memberships
+        self._consumers.append(consumer)
+        self._alive.append(consumer)
+        return consumer
+
+    def joined(self, broker: Broker, *keys: SubscriptionKey, start: Start = "earliest") -> Consumer:
+        """Return a consumer that has joined its groups, in which nothing waits for it."""
+        consumer = self.consumer(broker, *keys, start=start)
+        assert not consumer.receive(self.credit(consumer, 1), wait=0), "a message came from a group that has none"
+        return consumer
+
+    def credit(self, consumer: Consumer, count: int) -> dict[SubscriptionKey, int]:
+        """Return the same credit for each subscription of the consumer."""
+        return {membership.key: count for membership in self._memberships[consumer.name]}
+
+    def leave(self, consumer: Consumer) -> None:
+        """Close the consumer, and maintain it no more."""
+        if consumer in self._alive:
+            self._alive.remove(consumer)
+        consumer.close()
+
+    def lose(self, consumer: Consumer) -> float:
+        """Let the consumer give a last sign of life, and vanish. Returns the time before that sign."""
+        last = self.clock.time()
+        consumer.maintain()
+        self._alive.remove(consumer)
+        self.vanish(consumer)
+        return last
+
+    def keep_alive(self) -> None:
+        """Call `maintain` of every consumer that has not vanished."""
+        for consumer in self._alive:
+            consumer.maintain()
+
+    def take(
+        self, consumer: Consumer, count: int, *, step: float = 0.0, done: Sequence[Delivery[bytes]] = ()
+    ) -> list[Delivery[bytes]]:
+        """Receive until there are `count`; fail if more come, or too few in time. `step` seconds pass in between."""
+        taken: list[Delivery[bytes]] = []
+        deadline = monotonic() + self.patience
+        while len(taken) < count:
+            assert monotonic() < deadline, f"{len(taken)} of {count} deliveries came within {self.patience} s"
+            self.keep_alive()
+            taken += consumer.receive(self.credit(consumer, count - len(taken)), wait=0.02, done=done)
+            done = ()
+            if step and len(taken) < count:
+                self.pass_time(step)
+        assert len(taken) == count, f"{len(taken)} deliveries came instead of {count}"
+        return taken
+
+    def take_one(self, consumer: Consumer, *, step: float = 0.0) -> Delivery[bytes]:
+        """Receive one delivery."""
+        (delivery,) = self.take(consumer, 1, step=step)
+        return delivery
+
+    def publish_and_take(self, broker: Broker, consumer: Consumer, key: SubscriptionKey) -> list[Delivery[bytes]]:
+        """Publish one message, and see that the consumer gets it."""
+        published = self.publish(broker, key.topic)
+        taken = self.take(consumer, 1)
+        assert _ids(taken) == published
+        return taken
+
+    def take_over(self, consumer: Consumer, count: int) -> list[Delivery[bytes]]:
+        """Receive what vanished consumers had."""
+        return self.take(consumer, count, step=self.heartbeat / 2)
+
+    def nothing_comes(self, *consumers: Consumer, during: float = 0.2) -> None:
+        """Fail if one of the consumers gets anything while `during` seconds pass."""
+        step = min(during, self.heartbeat / 2)
+        for _ in range(math.ceil(during / step) + 1):
+            self.keep_alive()
+            for consumer in consumers:
+                received = consumer.receive(self.credit(consumer, 100), wait=0.01)
+                assert not received, f"{consumer.name} must get nothing, and got {received}"
+            self.pass_time(step)
+
+    def in_thread(self, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> Future[_R]:
+        """Run a function beside the test; `result(self.patience)` waits for it, and raises what it raised."""
+        return self._threads.submit(function, *args, **kwargs)
+
+    def waiting(self, consumer: Consumer) -> Future[Sequence[Delivery[bytes]]]:
+        """Have the consumer wait for deliveries in a thread of its own, longer than the test has patience."""
+
+        def receive() -> Sequence[Delivery[bytes]]:
+            deadline = monotonic() + 2 * self.patience
+            received: Sequence[Delivery[bytes]] = ()
+            while not received and monotonic() < deadline and not self._over.is_set():
+                received = consumer.receive(self.credit(consumer, 1), wait=2 * self.patience)
+            return received
+
+        future = self.in_thread(receive)
+        self.moment()
+        return future
+
+    def moment(self) -> None:
+        """Wait as long as a thread needs to get into its `receive`, which nobody can see from outside."""
+        threading.Event().wait(0.15)
+
+    def dead_letters(self, broker: Broker, key: SubscriptionKey, limit: int = 100) -> Sequence[DeadLetter]:
+        """Return what the broker tells of the group's dead letters."""
+        assert isinstance(broker, Inspector), "a broker without `dead_letters` leaves 'inspect' out of `features`"
+        return broker.dead_letters(key, limit)
+
+    # Publishing.
+
+    def test_messages_of_a_topic_come_in_the_order_of_publishing(self, broker: Broker) -> None:
+        """Single ones and batches alike."""
+        key = self.key()
+        published = [message_id for count in (1, 1, 7, 1, 30) for message_id in self.publish(broker, key.topic, count)]
+        assert _ids(self.take(self.consumer(broker, key), 40)) == published
+
+    def test_a_batch_over_several_topics_keeps_the_order_of_each(self, broker: Broker) -> None:
+        """However the topics alternate in the batch."""
+        keys = [self.key() for _ in range(3)]
+        batch = [self.message(random.choice(keys).topic) for _ in range(60)]
+        broker.publish(batch)
+        taken = self.take(self.consumer(broker, *keys), 60)
+        for key in keys:
+            assert _ids(d for d in taken if d.subscription == key) == [m.id for m in batch if m.topic == key.topic]
+
+    def test_a_large_batch_arrives_whole(self, broker: Broker) -> None:
+        """2,500 messages: more than one request of most backends."""
+        key = self.key()
+        published = self.publish(broker, key.topic, 2500)
+        assert _ids(self.take(self.consumer(broker, key), 2500)) == published
+
+    def test_publishing_nothing_does_nothing(self, broker: Broker) -> None:
+        """An empty batch is no error."""
+        key = self.key()
+        broker.publish(())
+        consumer = self.joined(broker, key)
+        broker.publish([])
+        self.nothing_comes(consumer)
+
+    @pytest.mark.parametrize(
+        "payload",
+        [b"", b"\x00", bytes(range(256)), b"\r\n$3\r\n", "✓ naïve 日本".encode(), b"x" * 1_000_000],
+        ids=["empty", "nul", "every byte", "protocol", "utf-8", "large"],
+    )
+    def test_a_payload_may_be_any_bytes(self, broker: Broker, payload: bytes) -> None:
+        """They come back as they were."""
+        key = self.key()
+        broker.publish([self.message(key.topic, payload)])
+        assert self.take_one(self.consumer(broker, key)).message.payload == payload
+
+    @pytest.mark.parametrize("key", [None, "customer-7", "日本 \x00\n'\"", "None"])
+    @pytest.mark.parametrize(
+        "headers", [{}, {"correlation-id": "a"}, {"a": "", "ü": "\x00\n✓", "z": "x" * 5000, "null": "null"}]
+    )
+    @pytest.mark.parametrize("source", ["publish", "cron", "replay"])
+    def test_a_message_arrives_as_it_was_published(
+        self, broker: Broker, key: str | None, headers: dict[str, str], source: Source
+    ) -> None:
+        """All of its fields; those of the delivery are filled in."""
+        billing = self.key()
+        sent = self.message(billing.topic, b'{"n":1}', key=key, headers=headers, source=source)
+        broker.publish([sent])
+        delivery = self.take_one(self.consumer(broker, billing))
+        got = delivery.message
+        assert delivery.subscription == billing
+        assert (got.id, got.topic, got.payload, got.key) == (sent.id, billing.topic, sent.payload, key)
+        assert dict(got.headers) == headers
+        assert got.source == source
+        assert got.published_at.utcoffset() is not None
+        assert abs(got.published_at - sent.published_at) < timedelta(milliseconds=1)
+        assert (got.attempt, got.group) == (1, billing.group)
+        assert got.position
+
+    def test_every_message_of_a_topic_has_its_own_position(self, broker: Broker) -> None:
+        """It is the same for every group."""
+        billing = self.key()
+        shipping = self.key(billing.topic, "shipping")
+        self.publish(broker, billing.topic, 20)
+        positions = [d.message.position for d in self.take(self.consumer(broker, billing), 20)]
+        assert len(set(positions)) == 20
+        assert [d.message.position for d in self.take(self.consumer(broker, shipping), 20)] == positions
+
+    def test_another_broker_reaches_the_same_messages(self, broker: Broker) -> None:
+        """As another process would."""
+        key = self.key()
+        consumer = self.joined(self.open(), key)
+        self.publish_and_take(broker, consumer, key)
+
+    def test_namespaces_are_apart(self, broker: Broker) -> None:
+        """A topic of the same name in another namespace is another topic."""
+        key = self.key()
+        stranger = self.joined(self.open(namespace=f"{self._namespace}-other"), key)
+        self.publish(broker, key.topic)
+        self.nothing_comes(stranger)
+        self.take_one(self.consumer(broker, key))
+
+    def test_a_topic_that_asked_for_a_stream_is_kept_under_its_name(self, broker: Broker) -> None:
+        """Whatever the namespace, and also if it asked after the broker was made."""
+        key = self.key()
+        self.streams[key.topic] = f"stream-{uuid.uuid4().hex[:12]}"
+        consumer = self.joined(self.open(namespace=f"{self._namespace}-other"), key)
+        (delivery,) = self.publish_and_take(broker, consumer, key)
+        assert delivery.message.topic == key.topic
+
+    def test_a_broker_may_be_closed_twice(self, broker: Broker) -> None:
+        """Also one that was never used."""
+        self.publish(broker, self.key().topic)
+        for each in (broker, self.open()):
+            each.close()
+            each.close()
+
+    # Groups.
+
+    def test_every_group_sees_every_message(self, broker: Broker) -> None:
+        """In the same order; what one has acknowledged is not done for the other."""
+        billing = self.key()
+        shipping = self.key(billing.topic, "shipping")
+        first, second = self.joined(broker, billing), self.joined(broker, shipping)
+        published = self.publish(broker, billing.topic, 10)
+        taken = self.take(first, 10)
+        first.ack(taken)
+        assert _ids(taken) == published
+        taken = self.take(second, 10)
+        assert _ids(taken) == published
+        assert {d.message.group for d in taken} == {"shipping"}
+
+    def test_consumers_of_a_group_share_its_messages(self, broker: Broker) -> None:
+        """No two get the same, and none is left over."""
+        key = self.key()
+        published = self.publish(broker, key.topic, 30)
+        consumers = [self.consumer(broker, key) for _ in range(3)]
+        taken = [delivery for consumer in consumers for delivery in self.take(consumer, 10)]
+        assert sorted(_ids(taken)) == sorted(published)
+        self.nothing_comes(*consumers)
+
+    def test_one_consumer_may_be_in_several_groups_of_a_topic(self, broker: Broker) -> None:
+        """It gets a delivery for each, and settles them one by one."""
+        billing = self.key()
+        shipping = self.key(billing.topic, "shipping")
+        consumer = self.consumer(broker, billing, shipping)
+        self.publish(broker, billing.topic)
+        first, second = sorted(self.take(consumer, 2), key=lambda delivery: delivery.subscription)
+        assert (first.subscription, second.subscription) == (billing, shipping)
+        assert (first.message.group, second.message.group) == ("billing", "shipping")
+        consumer.ack([first])
+        consumer.nack(second, 0)
+        again = self.take_one(consumer)
+        assert (again.subscription, again.message.attempt) == (shipping, 2)
+
+    def test_a_new_group_starts_at_the_earliest_message(self, broker: Broker) -> None:
+        """If it asks for that."""
+        key = self.key()
+        published = self.publish(broker, key.topic, 3)
+        assert _ids(self.take(self.consumer(broker, key, start="earliest"), 3)) == published
+
+    def test_a_new_group_starts_after_the_latest_message(self, broker: Broker) -> None:
+        """The first receive counts, not the making of the consumer."""
+        key = self.key()
+        self.publish(broker, key.topic, 3)
+        consumer = self.consumer(broker, key, start="latest")
+        self.publish(broker, key.topic, 3)
+        assert not consumer.receive({key: 10}, wait=0)
+        published = self.publish(broker, key.topic, 3)
+        assert _ids(self.take(consumer, 3)) == published
+
+    @pytest.mark.parametrize("zone", [UTC, timezone(timedelta(hours=-7))], ids=["utc", "elsewhere"])
+    def test_a_new_group_starts_at_an_instant(self, broker: Broker, zone: timezone) -> None:
+        """With the first message published at or after it."""
+        key = self.key()
+        self.publish(broker, key.topic, 3)
+        self.pass_time(0.2)
+        start = datetime.fromtimestamp(self.clock.time(), zone)
+        self.pass_time(0.2)
+        published = self.publish(broker, key.topic, 3)
+        assert _ids(self.take(self.consumer(broker, key, start=start), 3)) == published
+
+    @pytest.mark.parametrize("start", ["earliest", "latest", datetime(2000, 1, 1, tzinfo=UTC)], ids=str)
+    def test_a_group_may_be_made_before_its_topic(self, broker: Broker, start: Start) -> None:
+        """It gets what is published from then on."""
+        key = self.key()
+        consumer = self.joined(broker, key, start=start)
+        self.publish_and_take(broker, consumer, key)
+
+    @pytest.mark.parametrize("start", ["earliest", "latest", datetime(2000, 1, 1, tzinfo=UTC)], ids=str)
+    def test_a_group_that_exists_keeps_its_place(self, broker: Broker, start: Start) -> None:
+        """Whatever start a later consumer names."""
+        key = self.key()
+        first = self.consumer(broker, key)
+        published = self.publish(broker, key.topic, 5)
+        first.ack(self.take(first, 2))
+        self.leave(first)
+        assert _ids(self.take(self.consumer(broker, key, start=start), 3)) == published[2:]
+
+    # Acknowledging.
+
+    @pytest.mark.parametrize("way", ["ack", "done"])
+    def test_what_is_acknowledged_never_comes_again(self, strict_broker: Broker, way: str) -> None:
+        """By `ack` or by the next `receive`: not after a close, nor after a crash."""
+        key = self.key()
+        closing, crashing, other = (self.joined(strict_broker, key) for _ in range(3))
+        for consumer in (closing, crashing):
+            self.publish(strict_broker, key.topic, 3)
+            taken = self.take(consumer, 3)
+            if way == "ack":
+                consumer.ack(taken)
+            else:
+                assert not consumer.receive({key: 1}, wait=0, done=taken)
+        self.leave(closing)
+        self.lose(crashing)
+        self.nothing_comes(other, during=8 * self.heartbeat)
+
+    def test_done_is_acknowledged_also_when_no_credit_is_left(self, broker: Broker) -> None:
+        """With zero credit, and with none named at all."""
+        key = self.key()
+        consumer, other = self.joined(broker, key), self.joined(broker, key)
+        self.publish(broker, key.topic, 2)
+        first, second = self.take(consumer, 2)
+        assert not consumer.receive({key: 0}, wait=0, done=[first])
+        assert not consumer.receive({}, wait=0, done=[second])
+        self.leave(consumer)
+        self.nothing_comes(other)
+
+    def test_done_makes_room_in_the_same_receive(self, broker: Broker) -> None:
+        """The next ones come with it."""
+        key = self.key()
+        consumer = self.consumer(broker, key)
+        published = self.publish(broker, key.topic, 4)
+        taken = self.take(consumer, 2)
+        more = self.take(consumer, 2, done=taken)
+        assert _ids([*taken, *more]) == published
+
+    def test_acknowledging_again_does_nothing(self, broker: Broker) -> None:
+        """Nor does acknowledging nothing."""
+        key = self.key()
+        consumer, other = self.joined(broker, key), self.joined(broker, key)
+        self.publish(broker, key.topic, 3)
+        taken = self.take(consumer, 3)
+        consumer.ack(taken)
+        consumer.ack(taken)
+        consumer.ack([*taken, *taken])
+        consumer.ack(())
+        assert not consumer.receive({key: 10}, wait=0, done=taken)
+        self.leave(consumer)
+        self.nothing_comes(other)
+
+    def test_one_ack_may_be_of_several_topics_and_groups(self, broker: Broker) -> None:
+        """And leaves what it does not name."""
+        keys = [self.key(), self.key()]
+        keys += [self.key(key.topic, "shipping") for key in keys]
+        consumer, other = self.joined(broker, *keys), self.joined(broker, *keys)
+        for key in keys[:2]:
+            self.publish(broker, key.topic, 3)
+        taken = self.take(consumer, 12)
+        kept = {key: next(d for d in taken if d.subscription == key) for key in keys}
+        consumer.ack([d for d in taken if d is not kept[d.subscription]])
+        self.leave(consumer)
+        again = self.take(other, 4)
+        assert {d.subscription: d.message.id for d in again} == {key: d.message.id for key, d in kept.items()}
+
+    def test_a_late_ack_of_a_lost_delivery_ends_it(self, strict_broker: Broker) -> None:
+        """The handler did succeed, so it is not delivered again."""
+        key = self.key()
+        frozen, other = self.joined(strict_broker, key), self.joined(strict_broker, key)
+        self.publish(strict_broker, key.topic)
+        late = self.take_one(frozen)
+        self.lose(frozen)
+        (taken,) = self.take_over(other, 1)
+        frozen.ack([late])
+        with pytest.raises(LeaseLost):
+            other.nack(taken, 0)
+        self.nothing_comes(frozen, other)
+
+    def test_a_late_ack_ends_also_what_waits_for_its_retry(self, strict_broker: Broker) -> None:
+        """Even though another consumer failed meanwhile."""
+        key = self.key()
+        frozen, other = self.joined(strict_broker, key), self.joined(strict_broker, key)
+        self.publish(strict_broker, key.topic)
+        late = self.take_one(frozen)
+        self.lose(frozen)
+        (taken,) = self.take_over(other, 1)
+        other.nack(taken, 0.3)
+        frozen.ack([late])
+        self.nothing_comes(frozen, other, during=1.0)
+
+    # Retrying.
+
+    @pytest.mark.parametrize("delay", [0.3, 0.75])
+    def test_a_nacked_delivery_comes_back_no_sooner_than_its_delay(self, broker: Broker, delay: float) -> None:
+        """And not much later; it is the same message, with one attempt more."""
+        key = self.key()
+        consumer = self.consumer(broker, key)
+        sent = self.message(key.topic, bytes(range(256)), key="k", headers={"a": "✓"})
+        broker.publish([sent])
+        first = self.take_one(consumer)
+        before = self.clock.time()
+        consumer.nack(first, delay)
+        again = self.take_one(consumer, step=0.05)
+        passed = self.clock.time() - before
+        assert delay - _SLACK <= passed <= delay + 2.0, f"nacked for {delay} s, it came after {passed} s"
+        message = again.message
+        assert (message.attempt, message.id, message.payload, message.key) == (2, sent.id, sent.payload, "k")
+        assert dict(message.headers) == {"a": "✓"}
+        assert (again.subscription, message.position) == (key, first.message.position)
+
+    def test_a_nack_without_delay_comes_back_at_once(self, broker: Broker) -> None:
+        """Attempts rise by one each time."""
+        key = self.key()
+        consumer = self.consumer(broker, key)
+        self.publish(broker, key.topic)
+        for attempt in range(1, 6):
+            delivery = self.take_one(consumer)
+            assert delivery.message.attempt == attempt
+            consumer.nack(delivery, 0)
+
+    def test_a_nacked_delivery_comes_to_its_own_group_only(self, broker: Broker) -> None:
+        """To any consumer of it."""
+        billing = self.key()
+        shipping = self.key(billing.topic, "shipping")
+        consumer, colleague, other = (self.joined(broker, key) for key in (billing, billing, shipping))
+        self.publish(broker, billing.topic)
+        other.ack(self.take(other, 1))
+        consumer.nack(self.take_one(consumer), 0)
+        assert self.take_one(colleague).message.attempt == 2
+        self.nothing_comes(other, consumer)
+
+    def test_a_retry_does_not_hold_up_what_was_published_later(self, broker: Broker) -> None:
+        """Only itself waits."""
+        key = self.key()
+        consumer = self.consumer(broker, key)
+        published = self.publish(broker, key.topic, 3)
+        consumer.nack(self.take_one(consumer), 0.5)
+        assert _ids(self.take(consumer, 2)) == published[1:]
+        again = self.take_one(consumer, step=0.1)
+        assert (again.message.id, again.message.attempt) == (published[0], 2)
+
+    def test_retries_come_in_the_order_in_which_they_are_due(self, broker: Broker) -> None:
+        """Not in that of the nacks."""
+        key = self.key()
+        consumer = self.consumer(broker, key)
+        published = self.publish(broker, key.topic, 3)
+        for delivery, delay in zip(self.take(consumer, 3), (0.9, 0.6, 0.3), strict=True):
+            consumer.nack(delivery, delay)
+        again = [self.take_one(consumer, step=0.05) for _ in range(3)]
+        assert _ids(again) == published[::-1]
+
+    def test_a_second_nack_raises_lease_lost_and_changes_nothing(self, broker: Broker) -> None:
+        """It comes back once, with one attempt more, and when the first nack said."""
+        key = self.key()
+        consumer = self.consumer(broker, key)
+        self.publish(broker, key.topic)
+        delivery = self.take_one(consumer)
+        consumer.nack(delivery, 0)
+        with pytest.raises(LeaseLost):
+            consumer.nack(delivery, 3600)
+        assert self.take_one(consumer).message.attempt == 2
+        self.nothing_comes(consumer)
+
+    @pytest.mark.parametrize("settled", ["ack", "nack", "release", "dead_letter"])
+    def test_a_settled_delivery_can_be_neither_nacked_nor_dead_lettered(self, broker: Broker, settled: str) -> None:
+        """LeaseLost says so; `release` and `ack` of it are no error."""
+        key = self.key()
+        consumer = self.consumer(broker, key)
+        self.publish(broker, key.topic)
+        delivery = self.take_one(consumer)
+        match settled:
+            case "ack":
+                consumer.ack([delivery])
+            case "nack":
+                consumer.nack(delivery, 3600)
+            case "release":
+                consumer.release([delivery])
+            case _:
+                consumer.dead_letter(delivery, REASON)
+        with pytest.raises(LeaseLost):
+            consumer.nack(delivery, 0)
+        with pytest.raises(LeaseLost):
+            consumer.dead_letter(delivery, REASON)
+        consumer.release([delivery])
+        if settled == "release":
+            assert self.take_one(consumer).message.attempt == 1
+        else:
+            self.nothing_comes(consumer)
+        consumer.ack([delivery])
+
+    def test_a_retry_outlives_the_consumer_that_asked_for_it(self, strict_broker: Broker) -> None:
+        """It comes to another when it is due; the end of the first consumer does not count."""
+        key = self.key()
+        mortal, other = self.joined(strict_broker, key), self.joined(strict_broker, key)
+        published = self.publish(strict_broker, key.topic)
+        mortal.nack(self.take_one(mortal), 6 * self.heartbeat)
+        self.lose(mortal)
+        (again,) = self.take_over(other, 1)
+        assert (again.message.id, again.message.attempt) == (published[0], 2)
+        other.ack([again])
+        self.nothing_comes(other, during=6 * self.heartbeat)
+
+    # Releasing.
+
+    def test_what_is_released_comes_at_once_and_uncounted(self, broker: Broker) -> None:
+        """To another consumer, in the order of publishing, with the attempt that it had."""
+        key = self.key()
+        consumer, other = self.joined(broker, key), self.joined(broker, key)
+        published = self.publish(broker, key.topic, 5)
+        taken = self.take(consumer, 5)
+        consumer.release(taken[::-1])
+        again = self.take(other, 5)
+        assert _ids(again) == published
+        assert {delivery.message.attempt for delivery in again} == {1}
+        self.nothing_comes(consumer, other)
+
+    def test_a_release_keeps_the_attempts_that_did_count(self, broker: Broker) -> None:
+        """And the next nack counts on from there."""
+        key = self.key()
+        consumer = self.consumer(broker, key)
+        self.publish(broker, key.topic)
+        attempts = []
+        for settle in ("nack", "release", "release", "nack", "release"):
+            delivery = self.take_one(consumer)
+            attempts.append(delivery.message.attempt)
+            if settle == "nack":
+                consumer.nack(delivery, 0)
+            else:
+                consumer.release([delivery])
+        assert [*attempts, self.take_one(consumer).message.attempt] == [1, 2, 2, 2, 3, 3]
+
+    def test_releasing_again_changes_nothing(self, broker: Broker) -> None:
+        """Also when another consumer has it by now, or when it was acknowledged."""
+        key = self.key()
+        consumer, other = self.joined(broker, key), self.joined(broker, key)
+        self.publish(broker, key.topic, 2)
+        first, second = self.take(consumer, 2)
+        consumer.ack([second])
+        consumer.release([first, second])
+        consumer.release([first, second])
+        again = self.take_one(other)
+        consumer.release([first, second])
+        consumer.release(())
+        self.nothing_comes(consumer, other)
+        other.nack(again, 0)
+        assert self.take_one(other).message.attempt == 2
+
+    def test_one_release_may_be_of_several_topics_and_groups(self, broker: Broker) -> None:
+        """Each goes back to its own."""
+        keys = [self.key(), self.key()]
+        keys += [self.key(key.topic, "shipping") for key in keys]
+        consumer, other = self.joined(broker, *keys), self.joined(broker, *keys)
+        for key in keys[:2]:
+            self.publish(broker, key.topic, 2)
+        taken = self.take(consumer, 8)
+        consumer.release(taken)
+        again = self.take(other, 8)
+        assert Counter((d.subscription, d.message.id, d.message.attempt) for d in again) == Counter(
+            (d.subscription, d.message.id, 1) for d in taken
+        )
+
+    # Dead letters.
+
+    @_needs("inspect")
+    def test_a_dead_letter_keeps_message_and_reason(self, broker: Broker) -> None:
+        """Intact, with what else is known of it."""
+        key = self.key()
+        consumer = self.consumer(broker, key)
+        sent = self.message(key.topic, bytes(range(256)), key="k", headers={"a": "✓"}, source="cron")
+        broker.publish([sent])
+        consumer.nack(self.take_one(consumer), 0)
+        delivery = self.take_one(consumer)
+        consumer.dead_letter(delivery, REASON)
+        died_at = datetime.fromtimestamp(self.clock.time(), UTC)
+        (letter,) = self.dead_letters(broker, key)
+        kept = letter.message
+        assert (kept.id, kept.topic, kept.payload, kept.key) == (sent.id, key.topic, sent.payload, "k")
+        assert (dict(kept.headers), kept.source) == ({"a": "✓"}, "cron")
+        assert abs(kept.published_at - sent.published_at) < timedelta(milliseconds=1)
+        assert (kept.attempt, kept.group) == (2, key.group)
+        assert (letter.reason, letter.subscription, letter.consumer) == (REASON, key, consumer.name)
+        assert abs(letter.died_at - died_at) < timedelta(seconds=self.patience)
+        assert letter.position
+        assert list(self.dead_letters(self.open(), key)) == [letter]
+
+    @_needs("inspect")
+    def test_dead_letters_are_listed_newest_first(self, broker: Broker) -> None:
+        """At most as many as asked for; each at a position of its own."""
+        key = self.key()
+        consumer = self.consumer(broker, key)
+        published = self.publish(broker, key.topic, 5)
+        for delivery in self.take(consumer, 5):
+            consumer.dead_letter(delivery, DeadLetterReason("rejected", detail=delivery.message.id))
+        letters = self.dead_letters(broker, key)
+        assert [letter.message.id for letter in letters] == published[::-1]
+        assert [letter.reason.detail for letter in letters] == published[::-1]
+        assert len({letter.position for letter in letters}) == 5
+        assert list(self.dead_letters(broker, key, limit=2)) == list(letters[:2])
+
+    @_needs("inspect")
+    def test_dead_letters_are_those_of_one_group(self, broker: Broker) -> None:
+        """A group without any has none, whether it exists or not."""
+        billing = self.key()
+        shipping = self.key(billing.topic, "shipping")
+        consumer, other = self.joined(broker, billing), self.joined(broker, shipping)
+        self.publish(broker, billing.topic)
+        consumer.dead_letter(self.take_one(consumer), REASON)
+        assert len(self.dead_letters(broker, billing)) == 1
+        assert not self.dead_letters(broker, shipping)
+        assert not self.dead_letters(broker, self.key(billing.topic, "nobody"))
+        assert not self.dead_letters(broker, self.key())
+        assert self.take_one(other).message.attempt == 1
+
+    @_needs("inspect")
+    def test_a_second_dead_letter_raises_lease_lost_and_changes_nothing(self, broker: Broker) -> None:
+        """One is kept, with the first reason."""
+        key = self.key()
+        consumer = self.consumer(broker, key)
+        self.publish(broker, key.topic)
+        delivery = self.take_one(consumer)
+        consumer.dead_letter(delivery, REASON)
+        with pytest.raises(LeaseLost):
+            consumer.dead_letter(delivery, DeadLetterReason("rejected"))
+        assert [letter.reason for letter in self.dead_letters(broker, key)] == [REASON]
+
+    def test_a_dead_letter_is_delivered_no_more(self, strict_broker: Broker) -> None:
+        """Not to its group, after a close or a crash; the other group still gets the message."""
+        billing = self.key()
+        shipping = self.key(billing.topic, "shipping")
+        closing, crashing, colleague = (self.joined(strict_broker, billing) for _ in range(3))
+        other = self.joined(strict_broker, shipping)
+        self.publish(strict_broker, billing.topic, 2)
+        for consumer in (closing, crashing):
+            consumer.dead_letter(self.take_one(consumer), REASON)
+        self.leave(closing)
+        self.lose(crashing)
+        self.nothing_comes(colleague, during=8 * self.heartbeat)
+        self.take(other, 2)
+
+    # Consumers that vanish.
+
+    def test_a_vanished_consumers_deliveries_come_to_another(self, strict_broker: Broker) -> None:
+        """On an idle topic too, not before its heartbeat has run out; the attempt counts."""
+        key = self.key()
+        mortal, other = self.joined(strict_broker, key), self.joined(strict_broker, key)
+        published = self.publish(strict_broker, key.topic, 3)
+        taken = self.take(mortal, 3)
+        mortal.ack(taken[1:2])
+        last = self.lose(mortal)
+        first = self.take_over(other, 1)
+        passed = self.clock.time() - last
+        again = first + self.take_over(other, 1)
+        assert passed >= 4 * self.heartbeat - _SLACK, f"taken over {passed} s after a sign of life"
+        assert _ids(again) == [published[0], published[2]]
+        assert [delivery.message.attempt for delivery in again] == [2, 2]
+        self.nothing_comes(other, during=6 * self.heartbeat)
+
+    def test_a_slow_consumer_keeps_its_deliveries_as_long_as_it_lives(self, strict_broker: Broker) -> None:
+        """However long that takes: it settles them then."""
+        key = self.key()
+        slow, other = self.joined(strict_broker, key), self.joined(strict_broker, key)
+        published = self.publish(strict_broker, key.topic, 2)
+        first, second = self.take(slow, 2)
+        self.nothing_comes(other, during=14 * self.heartbeat)
+        slow.ack([first])
+        slow.nack(second, 0)
+        again = self.take_one(other)
+        assert (again.message.id, again.message.attempt) == (published[1], 2)
+
+    def test_what_many_hold_in_many_groups_is_taken_over(self, strict_broker: Broker) -> None:
+        """Two consumers with 2 topics, 2 groups and 300 messages vanish at once: each comes once."""
+        keys = [self.key(), self.key()]
+        keys += [self.key(key.topic, "shipping") for key in keys]
+        mortals = [self.joined(strict_broker, *keys) for _ in range(2)]
+        other = self.joined(strict_broker, *keys)
+        for key in keys[:2]:
+            self.publish(strict_broker, key.topic, 150)
+        held: Counter[tuple[SubscriptionKey, str]] = Counter()
+        while held.total() < 600:
+            for mortal in mortals:
+                self.keep_alive()
+                held.update((d.subscription, d.message.id) for d in mortal.receive(self.credit(mortal, 40), wait=0.02))
+        for mortal in mortals:
+            self.lose(mortal)
+        again = self.take_over(other, 600)
+        assert Counter((d.subscription, d.message.id) for d in again) == held
+        assert set(held.values()) == {1}
+        assert {d.message.attempt for d in again} == {2}
+        self.nothing_comes(other, during=4 * self.heartbeat)
+
+    def test_every_crash_counts(self, strict_broker: Broker) -> None:
+        """So that a message which kills its process can be given up."""
+        key = self.key()
+        self.publish(strict_broker, key.topic)
+        for attempt in (1, 2, 3):
+            mortal = self.consumer(strict_broker, key)
+            (delivery,) = self.take_over(mortal, 1)
+            assert delivery.message.attempt == attempt
+            self.lose(mortal)
+
+    @pytest.mark.parametrize("settle", ["nack", "dead_letter", "release"])
+    def test_a_lost_delivery_cannot_be_settled_but_by_its_new_owner(self, strict_broker: Broker, settle: str) -> None:
+        """LeaseLost, or nothing for a release: the frozen consumer changes nothing, and goes on."""
+        key = self.key()
+        frozen, other = self.joined(strict_broker, key), self.joined(strict_broker, key)
+        published = self.publish(strict_broker, key.topic)
+        late = self.take_one(frozen)
+        self.lose(frozen)
+        (taken,) = self.take_over(other, 1)
+        match settle:
+            case "nack":
+                with pytest.raises(LeaseLost):
+                    frozen.nack(late, 0)
+            case "dead_letter":
+                with pytest.raises(LeaseLost):
+                    frozen.dead_letter(late, REASON)
+            case _:
+                frozen.release([late])
+        if "inspect" in self.features:
+            assert not self.dead_letters(strict_broker, key)
+        self._alive.append(frozen)
+        self.nothing_comes(frozen, other, during=6 * self.heartbeat)
+        other.nack(taken, 0)
+        again = self.take_one(other)
+        assert (again.message.id, again.message.attempt) == (published[0], 3)
+
+    def test_a_frozen_consumer_goes_on_when_it_wakes(self, strict_broker: Broker) -> None:
+        """It gets new deliveries, and they are its own; what it lost it does not hand back when it closes."""
+        key = self.key()
+        frozen, other = self.joined(strict_broker, key), self.joined(strict_broker, key)
+        self.publish(strict_broker, key.topic)
+        self.take_one(frozen)
+        self.lose(frozen)
+        (lost,) = self.take_over(other, 1)
+        self._alive.append(frozen)
+        self.keep_alive()
+        published = self.publish(strict_broker, key.topic)
+        fresh = self.take_one(frozen)
+        assert _ids([fresh]) == published
+        self.nothing_comes(other, during=6 * self.heartbeat)
+        frozen.nack(fresh, 0)
+        assert self.take_one(other).message.attempt == 2
+        self.leave(frozen)
+        self.nothing_comes(other)
+        other.nack(lost, 0)
+        assert self.take_one(other).message.attempt == 3
+
+    def test_maintain_says_when_it_wants_to_be_called_again(self, strict_broker: Broker) -> None:
+        """In time for its consumer to stay alive; before the first receive, too."""
+        consumer = self.consumer(strict_broker, self.key())
+        for _ in range(3):
+            assert 0 <= consumer.maintain() < 4 * self.heartbeat
+            consumer.receive(self.credit(consumer, 1), wait=0)
+
+    # Closing a consumer.
+
+    def test_close_hands_back_what_is_held(self, broker: Broker) -> None:
+        """At once, uncounted, and nothing but what this consumer holds."""
+        key = self.key()
+        leaving, staying, other = (self.joined(broker, key) for _ in range(3))
+        published = self.publish(broker, key.topic, 6)
+        acked, nacked, *held = self.take(leaving, 4)
+        kept = self.take(staying, 2)
+        leaving.ack([acked])
+        leaving.nack(nacked, 0.5)
+        self.leave(leaving)
+        again = self.take(other, 2)
+        assert _ids(again) == _ids(held) == published[2:4]
+        assert {delivery.message.attempt for delivery in again} == {1}
+        assert not other.receive({key: 10}, wait=0)
+        later = self.take_one(other, step=0.1)
+        assert (later.message.id, later.message.attempt) == (published[1], 2)
+        for delivery in kept:
+            staying.nack(delivery, 0)
+        assert {d.message.attempt for d in self.take(staying, 2)} == {2}
+
+    def test_a_consumer_may_be_closed_twice(self, broker: Broker) -> None:
+        """The second time nothing happens; nor if it never received."""
+        key = self.key()
+        consumer, other = self.joined(broker, key), self.joined(broker, key)
+        unused = self.consumer(broker, key)
+        self.publish(broker, key.topic)
+        self.take_one(consumer)
+        self._alive = [other]
+        self.leave(consumer)
+        assert self.take_one(other).message.attempt == 1
+        for each in (consumer, unused, unused):
+            each.close()
+        self.nothing_comes(other)
+
+    def test_a_group_outlives_its_last_consumer(self, broker: Broker) -> None:
+        """What is published meanwhile waits for the next one."""
+        key = self.key()
+        first = self.joined(broker, key, start="latest")
+        self.leave(first)
+        published = self.publish(broker, key.topic, 3)
+        assert _ids(self.take(self.consumer(broker, key, start="latest"), 3)) == published
+
+    # Receiving.
+
+    def test_a_consumer_has_the_name_that_it_was_given(self, broker: Broker) -> None:
+        """Before and after it has joined."""
+        consumer = broker.consumer([Membership(self.key())], "worker-7")
+        assert consumer.name == "worker-7"
+        self.leave(consumer)
+        assert consumer.name == "worker-7"
+
+    def test_no_more_than_the_credit_of_each_subscription_is_received(self, broker: Broker) -> None:
+        """And nothing of those with a credit of 0, or with none: it stays for later."""
+        some, more, zero, unnamed = keys = [self.key() for _ in range(4)]
+        consumer = self.joined(broker, *keys)
+        broker.publish([self.message(key.topic) for key in keys for _ in range(20)])
+        received: Counter[SubscriptionKey] = Counter()
+        for _ in range(3):
+            got = Counter(d.subscription for d in consumer.receive({some: 2, more: 5, zero: 0}, wait=0.1))
+            assert got[some] <= 2
+            assert got[more] <= 5
+            received += got
+        assert received[zero] == received[unnamed] == 0
+        rest = Counter(d.subscription for d in self.take(consumer, 80 - received.total()))
+        assert rest + received == dict.fromkeys(keys, 20)
+
+    def test_no_more_than_the_credit_is_received_of_what_comes_again(self, broker: Broker) -> None:
+        """Together with what is new."""
+        key = self.key()
+        consumer = self.consumer(broker, key)
+        self.publish(broker, key.topic, 10)
+        for delivery in self.take(consumer, 10):
+            consumer.nack(delivery, 0)
+        self.publish(broker, key.topic, 10)
+        attempts: Counter[int] = Counter()
+        deadline = monotonic() + self.patience
+        while attempts.total() < 20:
+            assert monotonic() < deadline, f"only {attempts} came"
+            received = consumer.receive({key: 3}, wait=0.02)
+            assert len(received) <= 3
+            attempts.update(delivery.message.attempt for delivery in received)
+            consumer.ack(received)
+        assert attempts == {1: 10, 2: 10}
+
+    def test_a_busy_subscription_starves_no_other(self, broker: Broker) -> None:
+        """One message of a quiet topic comes within a few receives, however much the busy one has."""
+        busy, quiet = self.key(), self.key()
+        for keys in ((busy, quiet), (quiet, busy)):
+            consumer = self.consumer(broker, *keys)
+            self.publish(broker, busy.topic, 200)
+            self.publish(broker, quiet.topic)
+            seen: list[SubscriptionKey] = []
+            for _ in range(10):
+                received = consumer.receive(dict.fromkeys(keys, 2), wait=0.1)
+                seen += [delivery.subscription for delivery in received]
+                consumer.ack(received)
+            assert seen.count(quiet) == 1
+            assert seen.count(busy) >= 8
+
+    def test_an_empty_receive_returns_within_its_wait(self, broker: Broker) -> None:
+        """At once, if it shall not wait."""
+        consumer = self.joined(broker, self.key(), self.key())
+        for wait in (0, 0.3):
+            before = monotonic()
+            assert len(consumer.receive(self.credit(consumer, 5), wait)) == 0
+            assert monotonic() - before < wait + 1.5
+
+    def test_a_receive_without_credit_returns_within_its_wait(self, broker: Broker) -> None:
+        """There is nothing to ask for."""
+        key = self.key()
+        consumer = self.joined(broker, key)
+        self.publish(broker, key.topic)
+        before = monotonic()
+        for credit in ({}, {key: 0}):
+            assert len(consumer.receive(credit, 0.2)) == 0
+        assert monotonic() - before < 3.0
+
+    def test_wake_ends_a_receive_that_waits(self, broker: Broker) -> None:
+        """Each time anew."""
+        consumer = self.joined(broker, self.key())
+        for _ in range(3):
+            receiving = self.in_thread(consumer.receive, self.credit(consumer, 1), 2 * self.patience)
+            self.moment()
+            consumer.wake()
+            assert len(receiving.result(3.0)) == 0
+
+    def test_a_wake_is_remembered_by_the_next_receive(self, broker: Broker) -> None:
+        """If none waits at the time."""
+        consumer = self.joined(broker, self.key())
+        consumer.wake()
+        consumer.wake()
+        before = monotonic()
+        assert len(consumer.receive(self.credit(consumer, 1), 2 * self.patience)) == 0
+        assert monotonic() - before < 3.0
+
+    def test_a_receive_that_waits_returns_what_is_published(self, broker: Broker) -> None:
+        """Promptly, whichever of its topics it is."""
+        keys = [self.key() for _ in range(3)]
+        consumer = self.joined(broker, *keys)
+        for key in keys:
+            receiving = self.waiting(consumer)
+            published = self.publish(self.open(), key.topic)
+            assert _ids(receiving.result(3.0)) == published
+
+    def test_a_receive_that_waits_returns_what_is_released(self, broker: Broker) -> None:
+        """And what a closing consumer hands back."""
+        key = self.key()
+        consumer, other = self.joined(broker, key), self.joined(self.open(), key)
+        published = self.publish(broker, key.topic, 2)
+        first, second = self.take(consumer, 2)
+        receiving = self.waiting(other)
+        consumer.release([first])
+        assert _ids(receiving.result(5.0)) == _ids([first])
+        receiving = self.waiting(other)
+        self.leave(consumer)
+        assert _ids(receiving.result(5.0)) == _ids([second]) == published[1:]
+
+    def test_a_receive_that_waits_returns_what_comes_due(self, broker: Broker) -> None:
+        """Though it began to wait before the nack."""
+        key = self.key()
+        consumer, other = self.joined(broker, key), self.joined(self.open(), key)
+        published = self.publish(broker, key.topic)
+        delivery = self.take_one(consumer)
+        receiving = self.waiting(other)
+        consumer.nack(delivery, 0.5)
+        self.pass_time(0.6)
+        (again,) = receiving.result(5.0)
+        assert (again.message.id, again.message.attempt) == (published[0], 2)
+
+    def test_a_receive_that_waits_holds_up_nothing_else(self, broker: Broker) -> None:
+        """Neither other methods of its consumer nor the broker."""
+        key, idle = self.key(), self.key()
+        consumer = self.consumer(broker, key, idle)
+        self.publish(broker, key.topic, 5)
+        acked, nacked, released, dead, done = self.take(consumer, 5)
+        receiving = self.in_thread(consumer.receive, {idle: 1}, 2 * self.patience, [done])
+        self.moment()
+        before = monotonic()
+        consumer.ack([acked])
+        consumer.nack(nacked, 0)
+        consumer.release([released])
+        consumer.dead_letter(dead, REASON)
+        consumer.maintain()
+        self.publish(broker, key.topic)
+        assert monotonic() - before < 5.0
+        consumer.wake()
+        assert len(receiving.result(3.0)) == 0
+        self.take(self.consumer(broker, key), 3)
+
+    def test_many_consumers_may_make_a_group_at_the_same_time(self, broker: Broker) -> None:
+        """One makes it, and the others join."""
+        key = self.key()
+        published = self.publish(broker, key.topic, 40)
+        consumers = [self.consumer(broker, key) for _ in range(8)]
+        barrier = threading.Barrier(8)
+
+        def receive(consumer: Consumer) -> list[str]:
+            barrier.wait(self.patience)
+            received: list[str] = []
+            deadline = monotonic() + self.patience
+            while len(received) < 5 and monotonic() < deadline:
+                received += _ids(consumer.receive({key: 5 - len(received)}, wait=0.1))
+            return received
+
+        receiving = [self.in_thread(receive, consumer) for consumer in consumers]
+        assert sorted(one for each in receiving for one in each.result(2 * self.patience)) == sorted(published)
+
+    def test_many_threads_lose_nothing_and_see_nothing_twice(self, broker: Broker) -> None:
+        """Four publish; three consumers receive, acknowledge from two threads each, and are replaced over and over."""
+        key = self.key()
+        lock = threading.Lock()
+        published: list[str] = []
+        acked: Counter[str] = Counter()
+        everything_acked = threading.Event()
+        deadline = monotonic() + 3 * self.patience
+
+        def publish() -> None:
+            for count in (1, 5, 1, 30, 1, 12) * 5:
+                ids = self.publish(broker, key.topic, count)
+                with lock:
+                    published.extend(ids)
+
+        def note(deliveries: Sequence[Delivery[bytes]]) -> Sequence[Delivery[bytes]]:
+            with lock:
+                acked.update(_ids(deliveries))
+                if len(acked) == 1000:
+                    everything_acked.set()
+            return deliveries
+
+        def maintain(consumer: Consumer, left: threading.Event) -> None:
+            while not left.wait(0.02):
+                consumer.maintain()
+
+        def work() -> None:
+            receives = 0
+            while not everything_acked.is_set() and monotonic() < deadline:
+                consumer = self.consumer(broker, key)
+                self._alive.remove(consumer)
+                left = threading.Event()
+                maintaining = self.in_thread(maintain, consumer, left)
+                done: Sequence[Delivery[bytes]] = ()
+                settling: list[Future[None]] = []
+                for _ in range(25):
+                    received = consumer.receive({key: 7}, wait=0.05, done=done)
+                    receives += 1
+                    done = note(received[0::3])
+                    acking = note(received[1::3])
+                    settling.append(self.in_thread(consumer.ack, acking))
+                    if receives % 2:
+                        consumer.release(received[2::3])  # the others are handed back by `close`
+                    if everything_acked.is_set():
+                        break
+                consumer.ack(done)
+                for each in settling:
+                    each.result(self.patience)
+                left.set()
+                maintaining.result(self.patience)
+                self.leave(consumer)
+
+        threads = [self.in_thread(publish) for _ in range(4)] + [self.in_thread(work) for _ in range(3)]
+        for thread in threads:
+            thread.result(4 * self.patience)
+        assert acked == Counter(published)
+        assert len(published) == 1000
+        self.nothing_comes(self.consumer(broker, key))
+
+    # What only some backends can do.
+
+    @_needs("foreign")
+    def test_an_entry_of_another_program_is_delivered(self, broker: Broker) -> None:
+        """In its place among ours, with its position as its id; it is retried and acknowledged like any."""
+        key = self.key()
+        consumer, other = self.joined(broker, key), self.joined(broker, key)
+        before = self.publish(broker, key.topic)
+        self.foreign(broker, key.topic, {"name": "Zoë", "n": "1", "": "", "payload": "\n✓"})
+        after = self.publish(broker, key.topic)
+        first, middle, last = self.take(consumer, 3)
+        message = middle.message
+        assert _ids([first, last]) == before + after
+        assert message.id == message.position
+        assert (message.topic, message.group, message.attempt, message.source) == (*key, 1, "publish")
+        assert isinstance(message.payload, bytes)
+        assert "Zoë" in message.payload.decode() or b"Zo\\u00eb" in message.payload
+        assert message.published_at.utcoffset() is not None
+        consumer.nack(middle, 0)
+        again = self.take_one(consumer)
+        assert (again.message.id, again.message.payload, again.message.attempt) == (message.id, message.payload, 2)
+        consumer.ack([again, first, last])
+        self.leave(consumer)
+        self.nothing_comes(other)
+
+    @_needs("undecodable")
+    def test_an_entry_that_cannot_be_read_holds_up_nothing(self, broker: Broker) -> None:
+        """It is delivered as best it can be, so that it can become a dead letter."""
+        key = self.key()
+        consumer, other = self.joined(broker, key), self.joined(broker, key)
+        before = self.publish(broker, key.topic)
+        self.undecodable(broker, key.topic)
+        after = self.publish(broker, key.topic)
+        first, middle, last = self.take(consumer, 3)
+        assert _ids([first, last]) == before + after
+        assert middle.message.position
+        assert isinstance(middle.message.payload, bytes)
+        consumer.dead_letter(middle, DeadLetterReason("undecodable"))
+        if "inspect" in self.features:
+            (letter,) = self.dead_letters(broker, key)
+            assert (letter.message.id, letter.reason.kind) == (middle.message.id, "undecodable")
+        consumer.ack([first, last])
+        self.leave(consumer)
+        self.nothing_comes(other)
+
+    @_needs("fork")
+    def test_a_forked_child_may_use_the_broker_too(self, broker: Broker) -> None:
+        """To publish, while its parent goes on receiving."""
+        key = self.key()
+        consumer = self.joined(broker, key)
+        before = self.publish(broker, key.topic)
+        message = self.message(key.topic)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads: that is what is tested
+            child = os.fork()
+        if not child:
+            status = 1
+            try:
+                broker.publish([message])
+                status = 0
+            finally:
+                os._exit(status)
+        after = self.publish(broker, key.topic)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, "the child could not publish"
+        assert sorted(_ids(self.take(consumer, 3))) == sorted([*before, message.id, *after])
+        self.publish_and_take(broker, consumer, key)
+
+
+def _ids(deliveries: Any) -> list[str]:
+    return [delivery.message.id for delivery in deliveries]

@@ -1,0 +1,173 @@
+"""A consumer of the memory broker."""
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from queue import Empty, SimpleQueue
+from time import monotonic
+
+from pubsub_core.broker import BrokerOptions, DeadLetter, Membership
+from pubsub_core.errors import LeaseLost
+from pubsub_core.message import DeadLetterReason, Delivery, SubscriptionKey
+from pubsub_memory.store import Group, Log, Store
+
+_HEARTBEATS_TO_LIVE = 4
+_LONGEST_WAIT = 3600.0  # of one look at the bell, not of a receive
+
+
+class MemoryConsumer:
+    """See `pubsub_core.broker.Consumer`. Due times go by the clock of the options, waiting by that of the machine."""
+
+    def __init__(
+        self,
+        store: Store,
+        options: BrokerOptions,
+        log_of: Callable[[str], Log],
+        memberships: Sequence[Membership],
+        name: str,
+    ) -> None:
+        self.name = name
+        self._sign_of_life = 0.0
+        self._store = store
+        self._clock = options.clock
+        self._clock_moves_by_itself = not hasattr(options.clock, "on_move")
+        self._heartbeat = options.heartbeat
+        self._log_of = log_of
+        self._memberships = tuple(memberships)
+        self._groups: dict[SubscriptionKey, Group] = {}
+        self._registered = False
+        self._turn = 0
+        self._woken = False
+        self._bell: SimpleQueue[None] = SimpleQueue()  # its `put` is safe even in a signal handler
+
+    def receive(
+        self, credit: Mapping[SubscriptionKey, int], wait: float, done: Sequence[Delivery[bytes]] = ()
+    ) -> Sequence[Delivery[bytes]]:
+        """Acknowledge `done`, and return what there is, waiting for the first one."""
+        deadline = None
+        while True:
+            with self._store.lock:
+                self._settle(done)
+                if not self._registered:
+                    self._join()
+                taken = self._take(credit)
+                if taken or self._woken or wait <= 0:
+                    self._woken = False
+                    return taken
+                now = monotonic()
+                deadline = deadline or now + wait
+                if now >= deadline:
+                    return taken
+                self._store.waiting.append(self)
+                seconds = min(deadline - now, self._until_due(credit), _LONGEST_WAIT)
+            self._wait_for_bell(seconds)
+            done = ()
+
+    def _join(self) -> None:
+        self._groups = {
+            membership.key: self._log_of(membership.key.topic).group(membership.key, membership.start)
+            for membership in self._memberships
+        }
+        self._sign_of_life = self._clock.time()
+        self._registered = True
+        self._store.register(self)
+
+    def _take(self, credit: Mapping[SubscriptionKey, int]) -> list[Delivery[bytes]]:
+        """Take from each subscription, beginning with another one each time."""
+        now = self._clock.time()
+        asked = [key for key, count in credit.items() if count > 0]
+        if len(asked) > 1:
+            self._turn = (self._turn + 1) % len(asked)
+            asked = asked[self._turn :] + asked[: self._turn]
+        taken: list[Delivery[bytes]] = []
+        for key in asked:
+            taken += self._groups[key].take(self, credit[key], now)
+        return taken
+
+    def _until_due(self, credit: Mapping[SubscriptionKey, int]) -> float:
+        """Return for how many seconds of this machine nothing parked can come due. A clock that is moved rings."""
+        if not self._clock_moves_by_itself:
+            return _LONGEST_WAIT
+        due_at = min((self._groups[key].due_at() for key, count in credit.items() if count > 0), default=float("inf"))
+        return max(due_at - self._clock.time(), 0.001)
+
+    def _wait_for_bell(self, seconds: float) -> None:
+        try:
+            self._bell.get(timeout=seconds)
+        except Empty:
+            with self._store.lock:
+                if self in self._store.waiting:
+                    self._store.waiting.remove(self)
+
+    def ring(self) -> None:
+        """Make a `receive` that waits look again."""
+        self._bell.put(None)
+
+    def wake(self) -> None:
+        """Make a `receive` that waits return soon; if none does, the next one. Takes no lock."""
+        if not self._woken:
+            self._woken = True
+            self._bell.put(None)
+
+    def ack(self, deliveries: Sequence[Delivery[bytes]]) -> None:
+        """Mark as done for their groups."""
+        with self._store.lock:
+            self._settle(deliveries)
+
+    def _settle(self, deliveries: Sequence[Delivery[bytes]]) -> None:
+        for delivery in deliveries:
+            self._groups[delivery.subscription].settle(delivery.message.position)
+
+    def nack(self, delivery: Delivery[bytes], delay: float) -> None:
+        """Give back, to be delivered again after `delay` seconds of the clock. Raises LeaseLost if it is not ours."""
+        with self._store.lock:
+            group, held = self._give_up(delivery)
+            group.park(held, self._clock.time() + delay, counted=True)
+            self._store.ring()
+
+    def release(self, deliveries: Sequence[Delivery[bytes]]) -> None:
+        """Hand back unstarted. What is not ours is left as it is."""
+        with self._store.lock:
+            for delivery in deliveries:
+                group = self._groups[delivery.subscription]
+                held = group.give_up(self, delivery)
+                if held is not None:
+                    group.park(held, 0.0, counted=False)
+            self._store.ring()
+
+    def dead_letter(self, delivery: Delivery[bytes], reason: DeadLetterReason) -> None:
+        """Keep the message and the reason, and end the delivery. Raises LeaseLost if it is not ours."""
+        with self._store.lock:
+            group, held = self._give_up(delivery)
+            died_at = datetime.fromtimestamp(self._clock.time(), UTC)
+            position = str(len(group.dead) + 1)
+            group.dead.append(DeadLetter(position, held.message, held.subscription, reason, self.name, died_at))
+
+    def _give_up(self, delivery: Delivery[bytes]) -> tuple[Group, Delivery[bytes]]:
+        group = self._groups[delivery.subscription]
+        held = group.give_up(self, delivery)
+        if held is None:
+            raise LeaseLost(
+                f"the delivery {delivery.message!r} is not that of consumer {self.name!r} any more: "
+                "it was settled, or taken over when the consumer gave no sign of life"
+            )
+        return group, held
+
+    def maintain(self) -> float:
+        """Give a sign of life, and take over from consumers that gave none for four heartbeats."""
+        with self._store.lock:
+            self._sign_of_life = self._clock.time()
+            self._store.remove_gone()
+        return self._heartbeat
+
+    def is_gone(self) -> bool:
+        """Return whether the last sign of life was four heartbeats ago."""
+        return self._clock.time() - self._sign_of_life >= _HEARTBEATS_TO_LIVE * self._heartbeat
+
+    def lapse(self) -> None:
+        """Take note that the consumer is watched no more. The next `receive` registers it anew."""
+        self._registered = False
+
+    def close(self) -> None:
+        """Leave the groups; what is still held goes back uncounted."""
+        with self._store.lock:
+            self._store.remove(self, counted=False)

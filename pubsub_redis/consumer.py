@@ -1,0 +1,609 @@
+"""One worker process's membership in its groups, on Redis Streams.
+
+The pending list is the truth. What is pending under this consumer's name is what it works on now; what comes again is
+pending under `~parked` and listed in the group's due zset. A delivery leaves the pending list only by ack or by becoming
+a dead letter, so a crash at any point loses nothing.
+"""
+
+import json
+import os
+import select
+import socket
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from pubsub_core.broker import Membership
+from pubsub_core.errors import BrokerError, LeaseLost
+from pubsub_core.message import DeadLetterReason, Delivery, SubscriptionKey
+from pubsub_redis.entry import letter_fields, read_entry
+from pubsub_redis.faults import FOREIGN, is_missing_group, translated
+from pubsub_redis.keys import PARKED, TopicKeys, control_channel, look_key, worker_key
+from pubsub_redis.link import Command, Link, checked, script_call
+from pubsub_redis.servers import Node
+
+if TYPE_CHECKING:
+    from pubsub_redis.broker import RedisBroker
+
+_TAKE = 100  # due entries per script call: a burst must not stall the server
+_LOOK_FOR_DUE = 10.0  # seconds; only the safety net below the wake-ups
+_MARGIN = 2.0  # seconds a blocking read may answer late before its connection counts as broken
+
+Deliveries = list[Delivery[bytes]]
+
+
+@dataclass(slots=True)
+class _Group:
+    """What is known about one subscription."""
+
+    key: SubscriptionKey
+    start: Any
+    keys: TopicKeys
+    node: Node = ""
+    was_made: bool = False
+    is_joined: bool = False
+    is_hot: bool = False
+    due_at: float = 0.0  # time.monotonic() of the next look for due entries
+    held: dict[str, int] = field(default_factory=dict)  # entry id → attempt
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """An XREADGROUP to send: topics of one group and node that may be asked for the same count."""
+
+    node: Node
+    group: str
+    groups: list[_Group]
+    count: int
+
+    def command(self, consumer: str, block: float | None) -> Command:
+        blocking = () if block is None else ("BLOCK", max(1, int(block * 1000)))
+        streams = [one.keys.stream for one in self.groups]
+        return (
+            "XREADGROUP", "GROUP", self.group, consumer, "COUNT", self.count, *blocking,
+            "STREAMS", *streams, *([">"] * len(streams)),
+        )  # fmt: skip
+
+
+class RedisConsumer:
+    """See the seam. `receive` has connections of its own; the other methods use the calling thread's."""
+
+    def __init__(self, broker: "RedisBroker", memberships: Sequence[Membership], name: str) -> None:
+        self._broker = broker
+        self._name = name
+        self._groups = {one.key: _Group(one.key, one.start, broker.keys(one.key.topic)) for one in memberships}
+        self._namespace = broker.options.namespace
+        self._heartbeat = broker.options.heartbeat
+        self._links: dict[tuple[Node, str], Link] = {}  # of `receive`: the group's, or "" for the control channel
+        self._control: Link | None = None
+        self._is_certain = False  # whether `held` is what the server thinks, and all groups are joined
+        self._wake_out, self._wake_in = socket.socketpair()
+        self._wake_out.setblocking(False)
+        self._wake_in.setblocking(False)
+        self._beat_at = 0.0
+        self._look_at = 0.0
+        self._suspects: dict[tuple[SubscriptionKey, str], float] = {}
+        self._is_closed = False
+
+    @property
+    def name(self) -> str:
+        """The consumer's name, in every group."""
+        return self._name
+
+    # Receiving: called by one thread at a time
+
+    def receive(
+        self, credit: Mapping[SubscriptionKey, int], wait: float, done: Sequence[Delivery[bytes]] = ()
+    ) -> Deliveries:
+        """See the seam. One round trip per call under load: the acknowledgements go with the next read."""
+        deadline = time.monotonic() + wait
+        try:
+            if not self._is_certain:
+                self._make_certain()
+            return self._receive(credit, deadline, done)
+        except BrokerError:
+            self._start_over()
+            raise
+        except FOREIGN as error:
+            self._start_over()
+            raise translated(error, f"reading from {self._broker.shown_url}") from error
+        except BaseException:
+            self._start_over()
+            raise
+
+    def _receive(
+        self, credit: Mapping[SubscriptionKey, int], deadline: float, done: Sequence[Delivery[bytes]]
+    ) -> Deliveries:
+        while True:
+            now = time.monotonic()
+            wanted = [(self._groups[key], count) for key, count in credit.items() if count > 0]
+            due = [(group, count) for group, count in wanted if group.due_at <= now]
+            reads = _reads(wanted)
+            has_backlog = len(reads) > 1 and any(group.is_hot for group, _ in wanted)
+            if due or has_backlog or now >= deadline:
+                received = self._sweep(wanted, due, done)
+            else:
+                until = min([deadline, *(group.due_at for group, _ in wanted)])
+                received, is_woken = self._block(reads, until - now, done)
+                if is_woken:
+                    return received
+            done = ()
+            if received or time.monotonic() >= deadline:
+                return received
+
+    def _sweep(
+        self, wanted: list[tuple[_Group, int]], due: list[tuple[_Group, int]], done: Sequence[Delivery[bytes]]
+    ) -> Deliveries:
+        """Acknowledge, take what is due and read what is new, without waiting: one round trip per node."""
+        taken: Deliveries = []
+        credit_left: dict[SubscriptionKey, int] = {}
+        acks = self._ack_commands(done)
+        takes = defaultdict(list)
+        for group, count in due:
+            takes[group.node].append((group, count))
+        for node in {*acks, *takes}:
+            commands = [*acks.get(node, []), *(self._take_command(*one) for one in takes[node])]
+            replies = self._link(node, "").ask(commands)
+            self._check_all(replies)
+            for (group, count), reply in zip(takes[node], replies[len(commands) - len(takes[node]) :], strict=True):
+                new = self._taken(group, reply)
+                taken += new
+                credit_left[group.key] = count - len(new)
+        self._forget(done)
+        left = ((group, credit_left.get(group.key, count)) for group, count in wanted)
+        reads = _reads([(group, count) for group, count in left if count > 0])
+        by_node = defaultdict(list)
+        for read in reads:
+            by_node[read.node].append(read)
+        for node, here in by_node.items():
+            replies = self._link(node, "").ask([read.command(self._name, None) for read in here])
+            self._note_all(here, replies, taken)
+        return taken
+
+    def _block(self, reads: list[_Read], wait: float, done: Sequence[Delivery[bytes]]) -> tuple[Deliveries, bool]:
+        """Acknowledge, then wait for the first new entry. Also tells whether `wake` was called.
+
+        When it returns nothing is on its way any more: what it did not want to wait for is called off.
+        """
+        acks = self._ack_commands(done)
+        asked: list[tuple[_Read, Link]] = []
+        for read in _merged(reads):
+            link = self._link(read.node, read.group)
+            first = acks.pop(read.node, [])
+            link.send([*first, read.command(self._name, wait)])
+            self._check_all([link.read() for _ in first])
+            asked.append((read, link))
+        for node, commands in acks.items():
+            self._check_all(self._link(node, "").ask(commands))
+        self._forget(done)
+        ready, is_woken = self._wait([link for _, link in asked], wait)
+        self._call_off([(read, link) for read, link in asked if link not in ready])
+        received: Deliveries = []
+        self._note_all([read for read, _ in asked], [link.read() for _, link in asked], received)
+        return received, is_woken
+
+    def _wait(self, links: Sequence[Link], wait: float) -> tuple[list[Link], bool]:
+        """Wait until one of the links has a reply, somebody wakes us, or something is due earlier than we knew."""
+        answered = [link for link in links if link.has_more()]  # it may have come with the reply before it
+        if answered:
+            return answered, False
+        poll = select.poll()
+        by_fd = {link.fileno(): link for link in links}
+        for fd in [*by_fd, self._wake_out.fileno(), *([self._control.fileno()] if self._control else [])]:
+            poll.register(fd, select.POLLIN)
+        events = {fd for fd, _ in poll.poll((wait + (_MARGIN if links else 0)) * 1000)}
+        ready = [link for fd, link in by_fd.items() if fd in events]
+        if self._wake_out.fileno() in events:
+            _drain(self._wake_out)
+            return ready, True
+        if self._control is not None and self._control.fileno() in events:
+            self._read_control()
+        if links and not events:
+            raise TimeoutError(f"no answer to a read within {wait + _MARGIN:.1f} s")
+        return ready, False
+
+    def _call_off(self, waiting: Sequence[tuple[_Read, Link]]) -> None:
+        """Make the server answer blocked reads now."""
+        by_node = defaultdict(list)
+        for read, link in waiting:
+            by_node[read.node].append(link)
+        for node, links in by_node.items():
+            self._check_all(self._link(node, "").ask([("CLIENT", "UNBLOCK", link.client_id) for link in links]))
+
+    def _read_control(self) -> None:
+        """Take note of wake-ups: a group has something due earlier than it had."""
+        control = self._control
+        assert control is not None  # noqa: S101  # only called when there is one
+        while True:
+            message = control.read()
+            if isinstance(message, list) and message[0] == b"message":
+                word, topic, group, seconds = message[2].decode().split("\n")
+                known = self._groups.get(SubscriptionKey(topic, group))
+                if word == "due" and known is not None:
+                    known.due_at = min(known.due_at, time.monotonic() + float(seconds))
+            if not control.has_more():
+                return
+
+    def _take_command(self, group: _Group, count: int) -> Command:
+        keys = (group.keys.stream, group.keys.due(group.key.group))
+        return script_call("take", keys, group.key.group, self._name, min(count, _TAKE))
+
+    def _taken(self, group: _Group, reply: Any) -> Deliveries:
+        next_in = int(reply[0])
+        now = time.monotonic()
+        group.due_at = now + (_LOOK_FOR_DUE if next_in < 0 else min(_LOOK_FOR_DUE, next_in / 1000))
+        return [self._delivery(group, entry_id, values, attempt) for entry_id, attempt, values in reply[1:]]
+
+    def _note_all(self, reads: Sequence[_Read], replies: Sequence[Any], received: Deliveries) -> None:
+        """Turn the replies of reads into deliveries. All are noted as held before an error is raised."""
+        errors: list[Exception] = []
+        for read, reply in zip(reads, replies, strict=True):
+            if isinstance(reply, Exception):
+                errors.append(reply)
+                continue
+            by_stream = {one.keys.stream: one for one in read.groups}
+            for one in read.groups:
+                one.is_hot = False
+            for stream, entries in reply or ():
+                group = by_stream[stream.decode()]
+                group.is_hot = len(entries) >= read.count > 1
+                received += [self._delivery(group, entry_id, values, 1) for entry_id, values in entries]
+        if errors and not received:
+            self._check_all(errors)
+        elif errors:
+            self._is_certain = False  # hand out what came; the next call finds out what is wrong
+
+    def _delivery(self, group: _Group, entry_id: bytes, values: list[bytes], attempt: int) -> Delivery[bytes]:
+        message = read_entry(group.key.topic, group.key.group, entry_id, values, attempt)
+        group.held[entry_id.decode()] = attempt
+        return Delivery(message, group.key)
+
+    def _check_all(self, replies: Sequence[Any]) -> None:
+        """Raise the first error among the replies, and take note if a group is gone."""
+        for reply in replies:
+            if isinstance(reply, Exception):
+                if is_missing_group(reply):
+                    for group in self._groups.values():
+                        group.is_joined = False
+                raise translated(reply, f"reading from {self._broker.shown_url}") from reply
+
+    # Joining, and getting certain again after an error
+
+    def _make_certain(self) -> None:
+        """Show that we live, join the groups, and hand back what the server gave us in a reply that never came."""
+        self.beat()
+        for group in self._groups.values():
+            group.node = self._broker.servers.node_of(group.keys.stream)
+            self._join(group)
+        if self._control is None:
+            control = self._broker.new_link(self._any_node())
+            control.open()
+            control.send([("SUBSCRIBE", control_channel(self._namespace))])
+            reply = control.read()
+            if isinstance(reply, Exception):
+                control.close()  # not permitted: we look from time to time
+            else:
+                self._control = control
+        for group in self._groups.values():
+            self._hand_back_unseen(group)
+            group.due_at = 0.0
+        self._is_certain = True
+
+    def _any_node(self) -> Node:
+        return next((group.node for group in self._groups.values()), "")
+
+    def _join(self, group: _Group) -> None:
+        """Make the group if there is none. One that was lost begins at the oldest message: better twice than never."""
+        if group.is_joined:
+            return
+        start = "0" if group.was_made else _start_id(group.start)
+        what = f"joining group {group.key.group!r} of topic {group.key.topic!r} (key {group.keys.stream!r})"
+        try:
+            self._link(group.node, "").call(
+                "XGROUP", "CREATE", group.keys.stream, group.key.group, start, "MKSTREAM", what=what
+            )
+        except BrokerError as error:
+            if "BUSYGROUP" not in str(error):
+                raise
+        group.was_made = group.is_joined = True
+
+    def _hand_back_unseen(self, group: _Group) -> None:
+        """Park, uncounted, what is pending under our name though we do not hold it."""
+        link = self._link(group.node, "")
+        first = "-"
+        while True:
+            page = link.call(
+                "XPENDING",
+                group.keys.stream,
+                group.key.group,
+                first,
+                "+",
+                500,
+                self._name,
+                what="reading what is pending",
+            )
+            unseen = [(one[0].decode(), int(one[3])) for one in page if one[0].decode() not in group.held]
+            if unseen:
+                link.call(*self._park_command(group, 0.0, unseen, counts=False), what="handing back")
+            if len(page) < 500:
+                return
+            first = "(" + page[-1][0].decode()
+
+    def _start_over(self) -> None:
+        """After an error: close every connection of `receive`, and get certain again at the next call."""
+        self._is_certain = False
+        for link in [*self._links.values(), *([self._control] if self._control else [])]:
+            link.close()
+        self._links.clear()
+        self._control = None
+        self._broker.servers.forget()
+
+    def _link(self, node: Node, group: str) -> Link:
+        """Return `receive`'s connection to a node: one for each group to block on, and "" for what does not block."""
+        link = self._links.get((node, group))
+        if link is None:
+            link = self._links[node, group] = self._broker.new_link(node)
+            link.open()
+        return link
+
+    def wake(self) -> None:
+        """See the seam."""
+        try:
+            self._wake_in.send(b"\0")
+        except (BlockingIOError, OSError):
+            return  # it is full, so a wake-up is waiting already; or closed, so nobody waits
+
+    # Settling: called by any thread
+
+    def ack(self, deliveries: Sequence[Delivery[bytes]]) -> None:
+        """See the seam. One round trip per node."""
+        for commands in self._ack_commands(deliveries).values():
+            for command in commands:
+                self._call(command, "acknowledging")
+        self._forget(deliveries)
+
+    def nack(self, delivery: Delivery[bytes], delay: float) -> None:
+        """See the seam."""
+        if self._park([delivery], delay, counts=True):
+            raise _lost(delivery)
+
+    def release(self, deliveries: Sequence[Delivery[bytes]]) -> None:
+        """See the seam."""
+        self._park(deliveries, 0.0, counts=False)
+
+    def dead_letter(self, delivery: Delivery[bytes], reason: DeadLetterReason) -> None:
+        """See the seam."""
+        group = self._groups[delivery.subscription]
+        position, attempt = _position(delivery), delivery.message.attempt
+        command = script_call(
+            "bury",
+            (group.keys.stream, group.keys.dead(group.key.group)),
+            group.key.group, self._name, position, attempt, *letter_fields(position, attempt, self._name, reason),
+        )  # fmt: skip
+        is_ours = self._call(command, "writing a dead letter")
+        self._forget([delivery])
+        if not is_ours:
+            raise _lost(delivery)
+
+    def _park(self, deliveries: Sequence[Delivery[bytes]], delay: float, *, counts: bool) -> list[bytes]:
+        by_group = defaultdict(list)
+        for one in deliveries:
+            by_group[one.subscription].append((_position(one), one.message.attempt))
+        lost = []
+        for key, entries in by_group.items():
+            group = self._groups[key]
+            for start in range(0, len(entries), 200):
+                command = self._park_command(group, delay, entries[start : start + 200], counts=counts)
+                lost += self._call(command, "giving back")
+            group.due_at = min(group.due_at, time.monotonic() + delay)
+        self._forget(deliveries)
+        if deliveries:
+            self.wake()
+        return lost
+
+    def _park_command(
+        self, group: _Group, delay: float, entries: Sequence[tuple[str, int]], *, counts: bool
+    ) -> Command:
+        keys = (group.keys.stream, group.keys.due(group.key.group))
+        flat = [part for entry in entries for part in entry]
+        milliseconds = int(delay * 1000 + 0.999)
+        return script_call(
+            "park", keys, group.key.group, self._name, milliseconds, int(counts),
+            control_channel(self._namespace), _due_text(group.key, delay), *flat,
+        )  # fmt: skip
+
+    def _ack_commands(self, done: Sequence[Delivery[bytes]]) -> dict[Node, list[Command]]:
+        by_group = defaultdict(list)
+        for one in done:
+            by_group[one.subscription].append(_position(one))
+        commands: dict[Node, list[Command]] = defaultdict(list)
+        for key, positions in by_group.items():
+            group = self._groups[key]
+            commands[group.node].append(("XACK", group.keys.stream, key.group, *positions))
+        return commands
+
+    def _forget(self, deliveries: Sequence[Delivery[bytes]]) -> None:
+        for one in deliveries:
+            held = self._groups[one.subscription].held
+            if held.get(_position(one)) == one.message.attempt:
+                held.pop(_position(one), None)
+
+    def _call(self, command: Command, what: str) -> Any:
+        """Run a command on the calling thread's connection; its first key, or that of its script, says where."""
+        stream = str(command[3] if command[0] == "EVALSHA" else command[1])
+        return self._broker.call(stream, command, what)
+
+    # From time to time: called by one thread at a time, beside `receive`
+
+    def beat(self) -> None:
+        """Give a sign of life."""
+        key = worker_key(self._namespace, self._name)
+        about = json.dumps({"host": socket.gethostname(), "pid": os.getpid()})
+        self._broker.call(key, ("SET", key, about, "PX", int(4000 * self._heartbeat)), "giving a sign of life")
+
+    def maintain(self) -> float:
+        """See the seam. Of a whole fleet one process looks for dead consumers, every other heartbeat."""
+        now = time.monotonic()
+        if now >= self._beat_at:
+            self.beat()
+            self._beat_at = now + self._heartbeat
+        if now >= self._look_at:
+            self._look_at = now + (self._heartbeat if self._suspects else 2 * self._heartbeat)
+            if self._is_certain and (self._suspects or self._is_our_turn()):
+                self._look_for_dead_consumers()
+                self._look_at = now + (self._heartbeat if self._suspects else 2 * self._heartbeat)
+        return max(0.0, min(self._beat_at, self._look_at) - time.monotonic())
+
+    def _is_our_turn(self) -> bool:
+        key = look_key(self._namespace)
+        period = int(1800 * self._heartbeat)
+        return bool(self._broker.call(key, ("SET", key, self._name, "NX", "PX", period), "taking turns"))
+
+    def _look_for_dead_consumers(self) -> None:
+        """Take over from consumers that gave no sign of life at two looks, a heartbeat apart.
+
+        One look is not enough: a failover or a flush makes all signs vanish at once, and the living need a moment to
+        give new ones.
+        """
+        now = time.monotonic()
+        silent = dict(self._silent_consumers())
+        for suspect, since in [*self._suspects.items()]:
+            if suspect not in silent:
+                del self._suspects[suspect]
+            elif now - since >= self._heartbeat * 0.9:
+                self._take_over(*suspect)
+                del self._suspects[suspect]
+        for suspect in silent:
+            self._suspects.setdefault(suspect, now)
+
+    def _silent_consumers(self) -> Iterator[tuple[tuple[SubscriptionKey, str], None]]:
+        alive: dict[str, bool] = {self._name: True, PARKED: True}
+        for group in self._groups.values():
+            command = ("XINFO", "CONSUMERS", group.keys.stream, group.key.group)
+            for row in self._broker.call(group.keys.stream, command, "looking for dead consumers"):
+                name = row[row.index(b"name") + 1].decode()
+                if name not in alive:
+                    key = worker_key(self._namespace, name)
+                    alive[name] = bool(self._broker.call(key, ("EXISTS", key), "looking for a sign of life"))
+                if not alive[name]:
+                    yield (group.key, name), None
+
+    def _take_over(self, key: SubscriptionKey, dead: str) -> None:
+        group = self._groups[key]
+        sign = worker_key(self._namespace, dead)
+        keys = [group.keys.stream, group.keys.due(key.group)]
+        if not self._broker.servers.is_cluster:
+            keys.append(sign)
+        elif self._broker.call(sign, ("EXISTS", sign), "looking for a sign of life"):
+            return
+        while True:
+            command = script_call(
+                "take_over", keys, key.group, dead, 200, control_channel(self._namespace), _due_text(key, 0)
+            )
+            parked, is_gone = self._call(command, "taking over from a dead consumer")
+            group.due_at = 0.0
+            if is_gone or not parked:
+                self.wake()
+                return
+
+    def close(self) -> None:
+        """See the seam."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        try:
+            for group in self._groups.values():
+                if group.is_joined:
+                    self._leave(group)
+            key = worker_key(self._namespace, self._name)
+            self._broker.call(key, ("DEL", key), "leaving")
+        except BrokerError:
+            pass  #  # others take over once our sign of life expires: that is what it is for
+        self._start_over()
+        self._wake_in.close()
+        self._wake_out.close()
+
+    def _leave(self, group: _Group) -> None:
+        link = self._broker.link(group.node)
+        group.held.clear()
+        while True:
+            page = checked(
+                link.ask([("XPENDING", group.keys.stream, group.key.group, "-", "+", 200, self._name)])[0], "leaving"
+            )
+            entries = [(one[0].decode(), int(one[3])) for one in page]
+            if not entries:
+                break
+            self._call(self._park_command(group, 0.0, entries, counts=False), "handing back")
+        self._remove_name(group)
+
+    def _remove_name(self, group: _Group) -> None:
+        """Remove our name from the group; the script does so only if nothing is pending under it."""
+        command = script_call(
+            "take_over", (group.keys.stream, group.keys.due(group.key.group)),
+            group.key.group, self._name, 200, control_channel(self._namespace), _due_text(group.key, 0),
+        )  # fmt: skip
+        self._call(command, "leaving")
+
+
+def _reads(wanted: Sequence[tuple[_Group, int]]) -> list[_Read]:
+    """Group what is wanted into as few reads as the counts allow: a hot topic by its credit, the cold by their least."""
+    hot: dict[tuple[Node, str, int], list[_Group]] = defaultdict(list)
+    cold: dict[tuple[Node, str], list[tuple[_Group, int]]] = defaultdict(list)
+    for group, count in wanted:
+        if group.is_hot:
+            hot[group.node, group.key.group, count].append(group)
+        else:
+            cold[group.node, group.key.group].append((group, count))
+    reads = [_Read(node, name, groups, count) for (node, name, count), groups in hot.items()]
+    reads += [
+        _Read(node, name, [one for one, _ in members], min(count for _, count in members))
+        for (node, name), members in cold.items()
+    ]
+    return reads
+
+
+def _merged(reads: Sequence[_Read]) -> list[_Read]:
+    """Return one read for each node and group, to block on."""
+    by_place: dict[tuple[Node, str], _Read] = {}
+    for read in reads:
+        other = by_place.get((read.node, read.group))
+        if other is not None:
+            read = _Read(read.node, read.group, other.groups + read.groups, min(other.count, read.count))  # noqa: PLW2901
+        by_place[read.node, read.group] = read
+    return list(by_place.values())
+
+
+def _start_id(start: Any) -> str:
+    """Return the entry id after which a new group begins."""
+    if isinstance(start, datetime):
+        return f"{int(start.timestamp() * 1000) - 1}-{2**64 - 1}"
+    return "$" if start == "latest" else "0"
+
+
+def _due_text(key: SubscriptionKey, delay: float) -> str:
+    return f"due\n{key.topic}\n{key.group}\n{delay:.3f}"
+
+
+def _position(delivery: Delivery[bytes]) -> str:
+    position = delivery.message.position
+    assert position is not None  # noqa: S101  # `_delivery` sets it on every one
+    return position
+
+
+def _lost(delivery: Delivery[bytes]) -> LeaseLost:
+    message = delivery.message
+    return LeaseLost(
+        f"message {message.id} of topic {message.topic!r}, group {message.group!r}, attempt {message.attempt} "
+        "belongs to another consumer by now"
+    )
+
+
+def _drain(wake: socket.socket) -> None:
+    try:
+        while wake.recv(4096):
+            continue
+    except BlockingIOError:
+        return

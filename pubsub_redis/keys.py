@@ -1,0 +1,54 @@
+"""The names of the keys. All keys of a topic carry one hash tag, so that a script touches one cluster slot."""
+
+import re
+from dataclasses import dataclass
+
+from pubsub_core.errors import ConfigurationError
+
+PARKED = "~parked"
+
+_TAG = re.compile(r"\{([^{}]+)\}")
+
+
+@dataclass(frozen=True, slots=True)
+class TopicKeys:
+    """The keys of one topic."""
+
+    stream: str
+    prefix: str
+
+    def due(self, group: str) -> str:
+        """Entries of the group that come again, scored by when (ms since 1970 of the server's clock)."""
+        return f"{self.prefix}:due:{group}"
+
+    def dead(self, group: str) -> str:
+        """The stream of the group's dead letters."""
+        return f"{self.prefix}:dead:{group}"
+
+
+def topic_keys(namespace: str, topic: str, stream: str | None) -> TopicKeys:
+    """Return the keys of a topic, kept under `stream` if another program fills it."""
+    if stream is None:
+        own = f"{namespace}:{{{topic}}}"
+        return TopicKeys(own, own)
+    tag = _TAG.search(stream)
+    if not stream or (tag is None and ("{" in stream or "}" in stream)):
+        raise ConfigurationError(
+            f"topic {topic!r} has stream={stream!r}: a key name that is not empty and has braces only as a {{hash tag}}"
+        )
+    return TopicKeys(stream, f"{namespace}:{{{tag[1] if tag else stream}}}:{topic}")
+
+
+def worker_key(namespace: str, consumer: str) -> str:
+    """The sign of life of a consumer; expires."""
+    return f"{namespace}:worker:{consumer}"
+
+
+def look_key(namespace: str) -> str:
+    """Held for a short while by the process that looks for consumers that died; expires."""
+    return f"{namespace}:look"
+
+
+def control_channel(namespace: str) -> str:
+    """The pub/sub channel on which wake-ups travel."""
+    return f"{namespace}:control"

@@ -1,0 +1,132 @@
+"""One connection to one server, below `redis.Redis`: packed commands out, plain lists in.
+
+redis-py's `Connection` brings TLS, authentication and the handshake; the command objects, retries and callbacks above it
+cost more than the commands themselves.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import hiredis
+import redis.exceptions as theirs
+
+from pubsub_core.errors import BrokerError
+from pubsub_redis.faults import FOREIGN, translated
+
+Command = tuple[str | bytes | int, ...]
+
+# hiredis declares a tuple of one, and takes any.
+_pack: Callable[[Command], bytes] = hiredis.pack_command  # type: ignore[assignment]
+
+
+@cache
+def script(name: str) -> tuple[str, str]:
+    """Return the source of a Lua script and its SHA-1, by which the server knows it."""
+    source = (files("pubsub_redis") / "scripts" / f"{name}.lua").read_text(encoding="utf-8")
+    return source, hashlib.sha1(source.encode()).hexdigest()  # noqa: S324  # the server's own name for it
+
+
+def script_call(name: str, keys: Sequence[str], *arguments: str | bytes | int) -> Command:
+    """Return the command that runs a script by its SHA-1."""
+    return ("EVALSHA", script(name)[1], len(keys), *keys, *arguments)
+
+
+class Link:
+    """A connection, used by one thread at a time; opened at first use. After an error it is closed, to be opened anew.
+
+    `client_id` is what the server calls it, 0 while it is closed. `sent` says whether anything may have reached the
+    server since the last reply was read.
+    """
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self.client_id = 0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is connected, as far as this side knows."""
+        return self.client_id != 0
+
+    def open(self) -> None:
+        """Connect, unless it is. Raises redis-py's errors."""
+        if self.client_id:
+            return
+        self._connection.connect()
+        try:
+            self._connection.send_packed_command([_pack(("CLIENT", "ID"))], check_health=False)
+            self.client_id = int(self._connection.read_response())
+        except BaseException:
+            self.close()
+            raise
+
+    def fileno(self) -> int:
+        """The socket's, to wait on."""
+        return int(self._connection._sock.fileno())  # noqa: SLF001  # redis-py offers no public way to wait on many
+
+    def send(self, commands: Iterable[Command]) -> None:
+        """Send the commands in one go."""
+        packed = b"".join(map(_pack, commands))
+        try:
+            self._connection.send_packed_command([packed], check_health=False)
+        except BaseException:
+            self.client_id = 0
+            raise
+
+    def read(self) -> Any:
+        """Read one reply. An error that the server answers with is returned, a broken connection raised."""
+        try:
+            return self._connection.read_response()
+        except theirs.ResponseError as error:
+            return error
+        except BaseException:
+            self.client_id = 0  # redis-py has closed it
+            raise
+
+    def has_more(self) -> bool:
+        """Whether a reply, or a part of one, is waiting to be read."""
+        return bool(self._connection.can_read(0))
+
+    def ask(self, commands: Sequence[Command]) -> list[Any]:
+        """Send the commands and read a reply for each; the server's errors are among the replies.
+
+        A script that the server does not know is sent whole and run again, so EVALSHA may stand among the commands.
+        """
+        self.open()
+        self.send(commands)
+        replies = [self.read() for _ in commands]
+        for index, reply in enumerate(replies):
+            if isinstance(reply, theirs.NoScriptError):
+                replies[index] = self._ask_with_source(commands[index])
+        return replies
+
+    def _ask_with_source(self, command: Command) -> Any:
+        source = next(text for text, sha in map(script, SCRIPTS) if sha == command[1])
+        self.send([("EVAL", source, *command[2:])])
+        return self.read()
+
+    def call(self, *command: str | bytes | int, what: str) -> Any:
+        """Run one command. Raises our errors, saying `what` was being done."""
+        try:
+            (reply,) = self.ask([command])
+        except FOREIGN as error:
+            raise translated(error, what) from error
+        return checked(reply, what)
+
+    def close(self) -> None:
+        """Disconnect. Idempotent."""
+        self.client_id = 0
+        self._connection.disconnect()
+
+
+SCRIPTS = ("park", "take", "bury", "take_over")
+
+
+def checked(reply: Any, what: str) -> Any:
+    """Return the reply, or raise our error for the one that it is."""
+    if isinstance(reply, Exception):
+        error: BrokerError = translated(reply, what)
+        raise error from reply
+    return reply

@@ -1,0 +1,228 @@
+"""Which servers a URL names, and how to connect to them: standalone, unix socket, Sentinel, Cluster, embedded."""
+
+import functools
+import threading
+from collections.abc import Callable
+from typing import Any, Protocol
+from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+
+from redis.backoff import NoBackoff
+from redis.connection import ConnectionPool, SSLConnection
+from redis.connection import parse_url as parse_redis_url
+from redis.retry import Retry
+
+from pubsub_core.backends import masked
+from pubsub_core.errors import ConfigurationError
+
+# What the library sets itself on every connection: a URL may not undo it. RESP2 because its replies are plain lists.
+_OURS = (
+    "protocol",
+    "decode_responses",
+    "retry_on_timeout",
+    "retry_on_error",
+    "socket_timeout",
+    "single_connection_client",
+)
+
+Node = str
+"""The name of a server of a cluster; elsewhere always ""."""
+
+
+class Servers(Protocol):
+    """The servers behind one URL. Safe to use from any thread; holds no open connection of its own between calls."""
+
+    is_cluster: bool
+
+    def node_of(self, key: str) -> Node:
+        """Return the node that keeps `key`. In a cluster it may ask the network, and raise redis-py's errors."""
+
+    def connection(self, node: Node) -> Any:
+        """Return a new, not yet connected, connection of redis-py to `node`."""
+
+    def forget(self) -> None:
+        """After an error: look anew who is where at the next use."""
+
+
+def open_servers(url: str, *, timeout: float) -> Servers:
+    """Return the servers of a URL. No I/O. Raises ConfigurationError for a URL that cannot work."""
+    parts = urlsplit(url)
+    try:
+        return _KINDS[parts.scheme](parts, timeout)
+    except ValueError as error:
+        if isinstance(error, ConfigurationError):
+            raise
+        raise ConfigurationError(f"PUBSUB_URL {masked(url)!r} cannot be: {error}") from None
+
+
+def _options(parts: SplitResult, timeout: float) -> dict[str, Any]:
+    """Return redis-py's connection arguments for a URL, with ours on top."""
+    query = [(name, value) for name, value in parse_qsl(parts.query) if name not in _OURS]
+    for name, value in query:
+        if (name, value.lower()) in {("ssl_cert_reqs", "none"), ("ssl_check_hostname", "false")}:
+            raise ConfigurationError(
+                f"PUBSUB_URL {masked(urlunsplit(parts))!r} switches off the check of the server's certificate ({name}). "
+                "Name the authority that signed it instead: ssl_ca_certs=/path/to/ca.pem"
+            )
+    options: dict[str, Any] = parse_redis_url(  # type: ignore[no-untyped-call]  # redis-py has no types here
+        urlunsplit(parts._replace(query=urlencode(query)))
+    )
+    return {**options, **_settings(timeout)}
+
+
+def _settings(timeout: float) -> dict[str, Any]:
+    return {
+        "protocol": 2,
+        "retry": Retry(NoBackoff(), 0),  # redis-py would resend a publish whose reply was lost
+        "socket_timeout": timeout,
+        "socket_connect_timeout": timeout,
+        "health_check_interval": 0,
+    }
+
+
+class _Standalone:
+    is_cluster = False
+
+    def __init__(self, parts: SplitResult, timeout: float) -> None:
+        options = _options(parts, timeout)
+        if parts.scheme != "unix":
+            options["socket_keepalive"] = True
+        self._pool = ConnectionPool(**options)
+
+    def node_of(self, key: str) -> Node:
+        return ""
+
+    def connection(self, node: Node) -> Any:
+        return self._pool.make_connection()
+
+    def forget(self) -> None:
+        """One server: nothing to forget."""
+
+
+class _Sentinel:
+    """`redis+sentinel://[user:password@]host[:port][,host[:port]...]/service[/db]`; the credentials are the server's."""
+
+    is_cluster = False
+
+    def __init__(self, parts: SplitResult, timeout: float) -> None:
+        from redis.sentinel import Sentinel, SentinelConnectionPool
+
+        service, _, database = parts.path.strip("/").partition("/")
+        if not service:
+            raise ConfigurationError(
+                f"PUBSUB_URL {masked(urlunsplit(parts))!r} names no service: redis+sentinel://host1,host2/service"
+            )
+        shell = parts._replace(scheme="redis", netloc=f"{_userinfo(parts)}localhost", path=f"/{database or 0}")
+        options = _options(shell, timeout)
+        for name in ("host", "port"):
+            options.pop(name, None)
+        sentinel_options = {key: value for key, value in _settings(timeout).items() if key != "protocol"}
+        sentinels = Sentinel(  # type: ignore[no-untyped-call]  # redis-py has no types here
+            _hosts(parts, 26379), sentinel_kwargs=sentinel_options
+        )
+        self._pool = SentinelConnectionPool(  # type: ignore[no-untyped-call]  # redis-py has no types here
+            service, sentinels, socket_keepalive=True, **options
+        )
+
+    def node_of(self, key: str) -> Node:
+        return ""
+
+    def connection(self, node: Node) -> Any:
+        return self._pool.make_connection()
+
+    def forget(self) -> None:
+        """Each connection asks the sentinels when it connects."""
+
+
+class _Cluster:
+    """`redis+cluster://[user:password@]host[:port][,host[:port]...]`; `rediss` by `?ssl=true`."""
+
+    is_cluster = True
+
+    def __init__(self, parts: SplitResult, timeout: float) -> None:
+        self._hosts = _hosts(parts, 6379)
+        shell = parts._replace(scheme="redis", netloc=f"{_userinfo(parts)}localhost", path="")
+        options = _options(shell, timeout)
+        for name in ("host", "port", "db"):
+            options.pop(name, None)
+        self._ssl = str(options.pop("ssl", "")).lower() in ("true", "1", "yes")
+        self._options = options
+        self._lock = threading.Lock()
+        self._client: Any = None
+
+    def _cluster(self) -> Any:
+        from redis.cluster import ClusterNode, RedisCluster
+
+        with self._lock:
+            if self._client is None:
+                nodes = [
+                    ClusterNode(host, port)  # type: ignore[no-untyped-call]  # redis-py has no types here
+                    for host, port in self._hosts
+                ]
+                self._client = RedisCluster(startup_nodes=nodes, ssl=self._ssl, **self._options)
+            return self._client
+
+    def node_of(self, key: str) -> Node:
+        cluster = self._cluster()
+        return str(cluster.nodes_manager.get_node_from_slot(cluster.keyslot(key)).name)
+
+    def connection(self, node: Node) -> Any:
+        host, _, port = node.rpartition(":")
+        options: dict[str, Any] = {"host": host, "port": int(port), "socket_keepalive": True, **self._options}
+        if self._ssl:
+            options["connection_class"] = SSLConnection
+        return ConnectionPool(**options).make_connection()
+
+    def forget(self) -> None:
+        with self._lock:
+            client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+
+class _Embedded:
+    """`redis+embedded:///path`: a server of our own, started by the first who connects."""
+
+    is_cluster = False
+
+    def __init__(self, parts: SplitResult, timeout: float) -> None:
+        from pubsub_redis.embedded import parse_embedded_url
+
+        self._directory, self._idle = parse_embedded_url(urlunsplit(parts))
+        self._timeout = timeout
+
+    def node_of(self, key: str) -> Node:
+        return ""
+
+    def connection(self, node: Node) -> Any:
+        from pubsub_redis.embedded import ensure_server
+
+        url = ensure_server(self._directory, idle=self._idle)
+        return _Standalone(urlsplit(url), self._timeout).connection(node)
+
+    def forget(self) -> None:
+        """Each connection makes sure that the server runs."""
+
+
+_KINDS: dict[str, Callable[[SplitResult, float], Servers]] = {
+    "redis": _Standalone,
+    "rediss": _Standalone,
+    "unix": _Standalone,
+    "redis+sentinel": _Sentinel,
+    "redis+cluster": _Cluster,
+    "redis+embedded": _Embedded,
+}
+
+
+def _userinfo(parts: SplitResult) -> str:
+    return parts.netloc.rpartition("@")[0] + "@" if "@" in parts.netloc else ""
+
+
+def _hosts(parts: SplitResult, default_port: int) -> list[tuple[str, int]]:
+    hosts = [one for one in parts.netloc.rpartition("@")[2].split(",") if one]
+    return [_host(one, default_port) for one in hosts] or [("localhost", default_port)]
+
+
+@functools.cache
+def _host(text: str, default_port: int) -> tuple[str, int]:
+    single = urlsplit(f"//{unquote(text)}")
+    return single.hostname or "localhost", single.port or default_port
