@@ -25,8 +25,6 @@ from pubsub_core.topic import Topic
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
-Decorator = Callable[[F], F]
-
 CORRELATION_ID = "correlation-id"
 
 
@@ -76,8 +74,8 @@ class PubSub:
                 self._streams[name] = stream
         elif (schema is not None and schema is not known.schema) or (stream is not None and stream != known.stream):
             raise ConfigurationError(
-                f"topic {name!r} is declared already, as {known!r}{f' on stream {known.stream!r}' if known.stream else ''}: "
-                "use that object, or another name"
+                f"topic {name!r} is declared already, as {known!r}"
+                f"{f' on stream {known.stream!r}' if known.stream else ''}: use that object, or another name"
             )
         return known
 
@@ -90,32 +88,20 @@ class PubSub:
         timeout: float | None = None,
         concurrency: int | None = None,
         start: Start = "earliest",
-    ) -> Decorator[F]:
+    ) -> Callable[[F], F]:
         """Return a decorator that makes a function the handler of `topic` for `group`, and leaves it unchanged.
 
         The function takes the payload (annotated with its type), or the message (annotated `Message[...]`, or not at
-        all); it may be `async def`. `group` defaults to `PUBSUB_GROUP`; every group sees every message. `retry` defaults
-        to `ExponentialBackoff()`. `timeout` is in seconds (`PUBSUB_TIMEOUT`). `concurrency` is how many of this
-        subscription may run at once in a process. `start` counts when the group is first made.
+        all); it may be `async def`. `group` defaults to `PUBSUB_GROUP`; every group sees every message. `retry`
+        defaults to `ExponentialBackoff()`. `timeout` is in seconds (`PUBSUB_TIMEOUT`). `concurrency` is how many of
+        this subscription may run at once in a process. `start` counts when the group is first made.
         Raises SubscriptionError for a signature that cannot work, or a second handler on the same topic and group.
         """
         declared = topic if isinstance(topic, Topic) else self.topic(topic)
-        names = sys._getframe(1).f_locals  # noqa: SLF001  # annotations may name what is local there
-        return self._decorator(declared, names, group, retry, timeout, concurrency, start)
-
-    def _decorator(
-        self,
-        declared: Topic[Any],
-        names: Mapping[str, Any],
-        group: str | None,
-        retry: RetryPolicy | None,
-        timeout: float | None,
-        concurrency: int | None,
-        start: Start,
-    ) -> Decorator[F]:
         _check_options(group, timeout, concurrency, start)
 
         def decorate(function: F) -> F:
+            names = sys._getframe(1).f_locals  # noqa: SLF001  # annotations may name what is local there
             handler = inspect_handler(function, declared.schema, names)
             self._add(
                 Subscription(declared.name, group, handler, retry or ExponentialBackoff(), timeout, concurrency, start)
@@ -133,7 +119,7 @@ class PubSub:
         retry: RetryPolicy | None = None,
         timeout: float | None = None,
         concurrency: int | None = None,
-    ) -> Decorator[F]:
+    ) -> Callable[[F], F]:
         """Return a decorator that has a function called at each tick of a cron expression (five fields, or six).
 
         The function takes nothing, or the message. The schedule, and the topic that it publishes to, is called `name`,
@@ -141,9 +127,9 @@ class PubSub:
         """
         spec = CronSpec(expression)
         _check_options(group, timeout, concurrency, "latest")
-        names = sys._getframe(1).f_locals  # noqa: SLF001  # annotations may name what is local there
 
         def decorate(function: F) -> F:
+            names = sys._getframe(1).f_locals  # noqa: SLF001  # annotations may name what is local there
             handler = inspect_handler(function, None, names, may_take_nothing=True)
             topic = self.topic(name or handler.name)
             self._add(
@@ -182,8 +168,9 @@ class PubSub:
     ) -> str:
         """Publish one message and return its id, a time-sortable UUID. When it returns the message is stored.
 
-        Blocks for `PUBSUB_PUBLISH_TIMEOUT` seconds at most. Raises ValidationError (nothing was sent) for a payload that
-        does not fit the topic, BrokerUnavailable, BrokerFull or NotPermitted (nothing was stored), or PublishUncertain.
+        Blocks for `PUBSUB_PUBLISH_TIMEOUT` seconds at most. Raises ValidationError (nothing was sent) for a payload
+        that does not fit the topic, BrokerUnavailable, BrokerFull or NotPermitted (nothing was stored), or
+        PublishUncertain.
         """
         runtime = self.runtime
         message = self._message(runtime, topic, payload, key, headers)
@@ -308,7 +295,10 @@ class Batch:
         key: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> str:
-        """Add a message, and return the id that it will have. Raises ValidationError, adding nothing, if it does not fit."""
+        """Add a message, and return the id that it will have.
+
+        Raises ValidationError, adding nothing, if it does not fit.
+        """
         pubsub, runtime = self._pubsub, self._runtime
         message = pubsub._message(runtime, topic, payload, key, headers)  # noqa: SLF001  # one unit with PubSub
         chain(

@@ -5,6 +5,8 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from pubsub_core.broker import Membership, Start
@@ -63,11 +65,23 @@ class Subscription:
 
 def where(function: Callable[..., Any]) -> str:
     """Return "path/file.py:12" of a function, relative to the working directory where that is shorter."""
-    code = getattr(inspect.unwrap(function), "__code__", None)
+    code = getattr(_written(function), "__code__", None)
     if code is None:
         return repr(function)
     path = os.path.relpath(code.co_filename) if os.path.isabs(code.co_filename) else code.co_filename
     return f"{min(path, code.co_filename, key=len)}:{code.co_firstlineno}"
+
+
+def _written(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function as it was written, from under its decorators and partials; for an object, its `__call__`."""
+    written: Any = inspect.unwrap(function)
+    while isinstance(written, partial):
+        written = inspect.unwrap(written.func)
+    if isinstance(written, type):
+        written = written.__init__  # type: ignore[misc]  # it is only looked at
+    elif callable(written) and not inspect.isroutine(written):
+        written = type(written).__call__
+    return written  # type: ignore[no-any-return]  # what is not callable is refused later
 
 
 def inspect_handler(
@@ -98,8 +112,9 @@ def inspect_handler(
 
 
 def _handler_name(function: Callable[..., Any]) -> str:
-    module = getattr(function, "__module__", None) or type(function).__module__
-    return f"{module}.{getattr(function, '__qualname__', type(function).__qualname__)}".replace("<locals>.", "")
+    written = _written(function)
+    module = getattr(written, "__module__", None) or type(function).__module__
+    return f"{module}.{getattr(written, '__qualname__', type(function).__qualname__)}".replace("<locals>.", "")
 
 
 def _only_parameter(
@@ -124,17 +139,16 @@ def _wanted(
 ) -> tuple[Takes, Any]:
     if parameter.annotation is parameter.empty:
         return Takes.MESSAGE, schema
-    annotated = inspect.unwrap(function)
-    if not inspect.isroutine(annotated):
-        annotated = type(annotated).__call__
+    only = SimpleNamespace(__annotations__={parameter.name: parameter.annotation})
+    known = getattr(_written(function), "__globals__", {})
     try:
-        annotation = get_type_hints(annotated, localns=dict(names), include_extras=True)[parameter.name]
+        annotation = get_type_hints(only, known, dict(names), include_extras=True)[parameter.name]
     except (NameError, TypeError) as error:
         raise SubscriptionError(
             f"the annotation {parameter.annotation!r} of handler {_handler_name(function)} ({place}) "
             f"cannot be resolved: {error}. Import the name, or define it before the handler"
         ) from None
-    if annotation is Message:
+    if isinstance(annotation, type) and issubclass(annotation, Message):
         return Takes.MESSAGE, schema
     if get_origin(annotation) is Message:
         (inner,) = get_args(annotation)

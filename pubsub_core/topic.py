@@ -1,7 +1,6 @@
 """Topics: named streams of messages of one schema."""
 
-import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pubsub_core.broker import Start
@@ -9,9 +8,10 @@ from pubsub_core.retry import RetryPolicy
 
 if TYPE_CHECKING:
     from pubsub_core.codec import TypedJson, UntypedJson
-    from pubsub_core.pubsub import Decorator, PubSub
+    from pubsub_core.pubsub import PubSub
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Topic(Generic[T]):
@@ -24,7 +24,7 @@ class Topic(Generic[T]):
         self.name = name
         self.schema = schema
         self.stream = stream
-        self.codec: "UntypedJson | TypedJson[T]" = codec_for(schema)
+        self.codec: UntypedJson | TypedJson[T] = codec_for(schema)
 
     def __repr__(self) -> str:
         """Name and schema."""
@@ -42,7 +42,8 @@ class Topic(Generic[T]):
         timeout: float | None = None,
         concurrency: int | None = None,
         start: Start = "earliest",
-    ) -> "Decorator[Any]":
+    ) -> Callable[[F], F]:
         """Return a decorator that makes a function this topic's handler for a group. See `PubSub.subscribe`."""
-        names = sys._getframe(1).f_locals  # noqa: SLF001  # annotations may name what is local there
-        return self._pubsub._decorator(self, names, group, retry, timeout, concurrency, start)  # noqa: SLF001  # one unit
+        return self._pubsub.subscribe(
+            self, group=group, retry=retry, timeout=timeout, concurrency=concurrency, start=start
+        )

@@ -10,6 +10,7 @@ from weakref import WeakSet
 
 from pubsub_core.broker import DeadLetter, Start
 from pubsub_core.message import Delivery, Message, SubscriptionKey
+from pubsub_memory.handover import hand_over
 
 KEPT_FOR_LOOKING_BACK = 1000
 """How many messages of a topic are kept at most although every group has been handed them."""
@@ -38,19 +39,17 @@ class Log:
     def __init__(self) -> None:
         self.first = 1
         self.end = 1
+        self.entries: dict[
+            int, tuple[float, Message[bytes]]
+        ] = {}  # from `first` to before `end`: when stored, and what
         self.groups: dict[str, Group] = {}
-        self._entries: dict[int, tuple[float, Message[bytes]]] = {}
         self._last_stored = 0.0
 
     def append(self, message: Message[bytes], now: float) -> None:
         """Store the message. If the clock was set back, it counts as stored when the one before it was."""
         self._last_stored = max(self._last_stored, now)
-        self._entries[self.end] = (self._last_stored, message)
+        self.entries[self.end] = (self._last_stored, message)
         self.end += 1
-
-    def message(self, number: int) -> Message[bytes]:
-        """Return a message that is still kept."""
-        return self._entries[number][1]
 
     def group(self, key: SubscriptionKey, start: Start) -> "Group":
         """Return the group, which is made if it does not exist."""
@@ -63,7 +62,7 @@ class Log:
         if isinstance(start, datetime):
             instant = start.timestamp() - _MICROSECOND / 2  # a datetime is no finer
             return self.first + bisect_left(
-                range(self.first, self.end), instant, key=lambda number: self._entries[number][0]
+                range(self.first, self.end), instant, key=lambda number: self.entries[number][0]
             )
         return self.first if start == "earliest" else self.end
 
@@ -74,7 +73,7 @@ class Log:
             return
         floor -= KEPT_FOR_LOOKING_BACK // 2  # so that the next receives need not trim
         for number in range(self.first, floor):
-            del self._entries[number]
+            del self.entries[number]
         self.first = floor
 
 
@@ -101,10 +100,11 @@ class Group:
         """Hand out what is due, then what is new, `count` in all at most."""
         taken = self._take_due(owner, count, now) if self._due else []
         log, held, key = self._log, self.held, self._key
+        entries = log.entries
         upto = min(log.end, self.next + count - len(taken))
         for number in range(self.next, upto):
             position = str(number)
-            delivery = Delivery(_handed_out(log.message(number), key, 1, position), key)
+            delivery = hand_over(entries[number][1], key, 1, position)
             held[position] = (owner, delivery)
             taken.append(delivery)
         self.next = upto
@@ -143,7 +143,7 @@ class Group:
         message = delivery.message
         position = str(message.position)
         if counted:
-            delivery = Delivery(_handed_out(message, self._key, message.attempt + 1, position), self._key)
+            delivery = hand_over(message, self._key, message.attempt + 1, position)
         self._parked[position] = delivery
         heappush(self._due, (due, int(position), position))
 
@@ -154,21 +154,6 @@ class Group:
             del self.held[str(delivery.message.position)]
             self.park(delivery, 0.0, counted=counted)
         return bool(lost)
-
-
-def _handed_out(message: Message[bytes], key: SubscriptionKey, attempt: int, position: str) -> Message[bytes]:
-    return Message(  # half the time of dataclasses.replace
-        message.id,
-        key.topic,
-        message.payload,
-        message.published_at,
-        message.key,
-        message.headers,
-        attempt,
-        key.group,
-        message.source,
-        position,
-    )
 
 
 class Store:

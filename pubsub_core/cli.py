@@ -1,0 +1,132 @@
+"""`pubsub`, the command. What a command needs is imported when it runs, so that `--help` is quick."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import click
+
+from pubsub_core import __version__
+from pubsub_core.errors import ConfigurationError, PubSubError
+
+if TYPE_CHECKING:
+    from pubsub_core.worker.options import LoadTarget
+
+Door = Callable[[str | None], "tuple[str, LoadTarget]"]
+"""Takes TARGET as it was typed, and returns what to call it, and how a process of the worker loads it."""
+
+_EXIT_CODES = """\b
+Exit codes:
+  0    ended as asked: SIGTERM, Ctrl-C, or nothing left to do (--burst)
+  1    crashed
+  2    wrong usage, wrong configuration, or the application cannot be imported
+  130  a second Ctrl-C, which does not wait for the handlers
+"""
+
+_EXAMPLES = """\b
+Examples:
+  pubsub worker shop:pubsub
+  pubsub worker shop:app --processes 4 --threads 10
+  pubsub worker "shop:create_app()" --burst
+  PUBSUB_APP=shop:app pubsub worker --reload
+"""
+
+_FLASK_EXAMPLES = """\b
+Examples:
+  flask --app shop pubsub worker
+  flask --app shop pubsub worker --processes 4 --threads 10
+"""
+
+
+class _Refused(click.ClickException):
+    exit_code = 2
+
+
+@click.group(name="pubsub", epilog="\b\nExample:\n  pubsub worker shop:app --processes 4 --threads 10\n")
+@click.version_option(__version__, package_name="pubsub-streams", message="pubsub-streams %(version)s")
+def main() -> None:
+    """Run workers that handle the messages of an application."""
+
+
+def worker_command(door: Door, *, takes_target: bool) -> click.Command:
+    """Return the command `worker`, for an application that is found by `door`."""
+
+    def worker(
+        target: str | None = None,
+        *,
+        processes: int | None,
+        threads: int | None,
+        burst: bool,
+        reload: bool,
+        log_level: str,
+    ) -> None:
+        from pubsub_core.worker.options import WorkerOptions
+        from pubsub_core.worker.supervisor import supervise
+
+        try:
+            called, load = door(target)
+            options = WorkerOptions(
+                target=called, processes=processes, threads=threads, burst=burst, reload=reload, log_level=log_level
+            )
+            code = supervise(load, options)
+        except PubSubError as error:
+            raise _Refused(str(error)) from None
+        click.get_current_context().exit(code)
+
+    argument = click.Argument(["target"], required=False, metavar="[TARGET]")
+    return click.Command(
+        "worker",
+        callback=worker,
+        params=[*([argument] if takes_target else []), *_worker_options()],
+        help=_WORKER_HELP.format(what=_TARGET_HELP if takes_target else _FLASK_HELP),
+        short_help="Handle messages until told to stop.",
+        epilog=f"{_EXAMPLES if takes_target else _FLASK_EXAMPLES}\n{_EXIT_CODES}",
+    )
+
+
+_WORKER_HELP = """Handle messages until told to stop.
+
+{what}
+
+SIGTERM and Ctrl-C stop reading, let the running handlers finish, and hand back the rest."""
+
+_TARGET_HELP = """TARGET names the application: module:attribute (a PubSub, or a Flask app with one),
+module:create_app(), or module alone, which means its `pubsub`, its `app`, or the only PubSub in it. Without TARGET
+PUBSUB_APP of the environment counts, else FLASK_APP."""
+
+_FLASK_HELP = "The application is what `flask --app` names. Each process of the worker loads it for itself."
+
+
+def _worker_options() -> list[click.Parameter]:
+    levels = click.Choice(["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], case_sensitive=False)
+    number = click.IntRange(min=1)
+    return [
+        click.Option(
+            ["-p", "--processes"],
+            type=number,
+            metavar="N",
+            help="Processes. Without it PUBSUB_PROCESSES counts, else 1.",
+        ),
+        click.Option(
+            ["-t", "--threads"],
+            type=number,
+            metavar="N",
+            help="Threads of each. Without it PUBSUB_THREADS counts, else 8.",
+        ),
+        click.Option(["--burst"], is_flag=True, help="End when there is nothing left to do."),
+        click.Option(["--reload"], is_flag=True, help="Start anew when a source file changes. For development."),
+        click.Option(
+            ["-l", "--log-level"], type=levels, default="INFO", show_default=True, help="Log from this level on."
+        ),
+    ]
+
+
+def _target_of_command_line(target: str | None) -> "tuple[str, LoadTarget]":
+    from pubsub_core.target import default_target, load_target
+
+    named = target or default_target()
+    if named is None:
+        raise ConfigurationError("which application? Name it, as in `pubsub worker shop:app`, or set PUBSUB_APP")
+    return named, lambda: load_target(named)
+
+
+main.add_command(worker_command(_target_of_command_line, takes_target=True))

@@ -1,0 +1,149 @@
+"""Between reading and handling: the deliveries in hand, who reads next, and how much to ask for.
+
+Leaders and followers: of the handler threads that have nothing to do, one reads; then it handles what it read, and another
+reads on. So a delivery is handled by the thread that read it, without a hand-over, or by the next free one.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from pubsub_core.message import Delivery, SubscriptionKey
+from pubsub_core.subscription import Subscription
+
+Credit = Mapping[SubscriptionKey, int]
+Read = Callable[[Credit], Sequence[Delivery[bytes]]]
+
+_AHEAD = 0.02  # seconds of all threads' work to have in hand: enough to hide a round trip, too little to hoard
+_MOST = 500  # of one subscription in hand, however fast its handler
+_WEIGHT = 0.2  # of the newest duration in the pace
+
+
+@dataclass(slots=True)
+class _Line:
+    """One subscription's deliveries in hand."""
+
+    concurrency: int | None
+    waiting: deque[Delivery[bytes]] = field(default_factory=deque)
+    running: int = 0
+    pace: float | None = None  # seconds a handler takes, lately
+
+    @property
+    def in_hand(self) -> int:
+        return len(self.waiting) + self.running
+
+
+class Handover:
+    """What a process has in hand. Every method is safe from any thread."""
+
+    def __init__(
+        self, subscriptions: Sequence[Subscription], threads: int, read: Read, wake: Callable[[], None]
+    ) -> None:
+        self._lines = {one.key: _Line(one.concurrency) for one in subscriptions}
+        self._threads = threads
+        self._read = read
+        self._wake = wake
+        self._changed = threading.Condition(threading.Lock())
+        self._turns: deque[_Line] = deque()  # the lines with something waiting, the next one first
+        self._running: dict[int, Delivery[bytes]] = {}
+        self._idle = 0
+        self._waiting = 0
+        self._is_led = False
+        self._is_stopped = False
+
+    def next(self) -> Delivery[bytes] | None:
+        """Return a delivery to handle, reading if nobody does and nothing waits. Blocks; None when all is over.
+
+        Whoever gets one calls `finished` with it afterwards.
+        """
+        while True:
+            with self._changed:
+                while True:
+                    if self._is_stopped:
+                        return None
+                    if self._turns:
+                        return self._pop()
+                    if not self._is_led:
+                        break
+                    self._idle += 1
+                    self._changed.wait()
+                    self._idle -= 1
+                self._is_led = True
+                credit = self._credit()
+            self._lead(credit)
+
+    def _lead(self, credit: Credit) -> None:
+        deliveries: Sequence[Delivery[bytes]] = ()
+        try:
+            deliveries = self._read(credit)
+        finally:
+            with self._changed:
+                self._is_led = False
+                for delivery in deliveries:
+                    line = self._lines[delivery.subscription]
+                    if not line.waiting:
+                        self._turns.append(line)
+                    line.waiting.append(delivery)
+                self._waiting += len(deliveries)
+                if self._idle:
+                    self._changed.notify()
+
+    def _pop(self) -> Delivery[bytes]:
+        """Take the next delivery, subscription by subscription in turn, and wake one more thread if there is more."""
+        line = self._turns.popleft()
+        delivery = line.waiting.popleft()
+        if line.waiting:
+            self._turns.append(line)
+        line.running += 1
+        self._waiting -= 1
+        self._running[id(delivery)] = delivery
+        if self._idle and (self._turns or not self._is_led):
+            self._changed.notify()
+        return delivery
+
+    def finished(self, delivery: Delivery[bytes], seconds: float) -> None:
+        """Note that a handler is done with what `next` returned."""
+        with self._changed:
+            line = self._lines[delivery.subscription]
+            self._running.pop(id(delivery), None)
+            line.running -= 1
+            line.pace = seconds if line.pace is None else line.pace + _WEIGHT * (seconds - line.pace)
+            was_full = line.concurrency is not None and line.in_hand == line.concurrency - 1
+            is_led = self._is_led
+        if was_full and is_led:
+            self._wake()  # who reads did not ask for this subscription: it may now
+
+    def _credit(self) -> Credit:
+        """Return how many of each subscription to ask for: what the threads will soon start, and no more."""
+        free = max(1, self._threads - len(self._running) - self._waiting)
+        share = max(1, free // len(self._lines))
+        return {key: self._credit_of(line, share) for key, line in self._lines.items()}
+
+    def _credit_of(self, line: _Line, share: int) -> int:
+        ahead = 0 if line.pace is None else min(_MOST, int(self._threads * _AHEAD / max(line.pace, 1e-6)))
+        credit = max(share, ahead - line.in_hand)
+        return credit if line.concurrency is None else min(credit, line.concurrency - line.in_hand)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is in hand."""
+        with self._changed:
+            return not self._running and not self._waiting
+
+    def stop(self) -> list[Delivery[bytes]]:
+        """End all `next`, and return the deliveries that nobody started. Idempotent; a late read adds more."""
+        with self._changed:
+            self._is_stopped = True
+            left = [delivery for line in self._lines.values() for delivery in line.waiting]
+            for line in self._lines.values():
+                line.waiting.clear()
+            self._turns.clear()
+            self._waiting = 0
+            self._changed.notify_all()
+        return left
+
+    def running(self) -> list[Delivery[bytes]]:
+        """Return the deliveries that handlers are working on."""
+        with self._changed:
+            return list(self._running.values())

@@ -1,0 +1,191 @@
+"""A worker within one process: handler threads, and the threads that serve them."""
+
+import logging
+import os
+import random
+import re
+import secrets
+import socket
+import threading
+from collections.abc import Sequence
+from time import monotonic
+from types import TracebackType
+
+from pubsub_core.errors import BrokerError, ConfigurationError, NotPermitted, StreamConflict
+from pubsub_core.message import Delivery
+from pubsub_core.pubsub import PubSub
+from pubsub_core.worker.event_loop import EventLoop
+from pubsub_core.worker.executor import Executor
+from pubsub_core.worker.handover import Credit, Handover
+from pubsub_core.worker.outage import Outage
+from pubsub_core.worker.settler import Settler
+
+log = logging.getLogger("pubsub")
+
+_WAIT = 5.0  # seconds a read waits for something new; a wake-up ends it at once
+_BURST_WAIT = 0.05
+_MAX_PAUSE = 5.0
+
+
+class Worker:
+    """Handles the subscriptions of a `PubSub` on threads of this process.
+
+        with Worker(pubsub, threads=4):
+            ...
+
+    Leaving the block finishes what runs, for `PUBSUB_SHUTDOWN_TIMEOUT` seconds at most, and hands back the rest. The
+    command `pubsub worker` runs one in each of its processes. Not to be started before a fork.
+    """
+
+    def __init__(self, pubsub: PubSub, *, threads: int | None = None, burst: bool = False) -> None:
+        self.subscriptions = pubsub.subscriptions()
+        if not self.subscriptions:
+            raise ConfigurationError("there is nothing to do: no handler is subscribed. Use @pubsub.subscribe(...)")
+        self.settings = pubsub.settings
+        self._is_burst = burst
+        self._consumer = pubsub.runtime.broker.consumer([one.membership for one in self.subscriptions], consumer_name())
+        self._outage = Outage()
+        self._settler = Settler(self._consumer, self._outage)
+        is_async = any(one.handler.is_async for one in self.subscriptions)
+        self._loop = EventLoop() if is_async else None
+        self._executor = Executor(
+            self.subscriptions, pubsub.handle_middleware(), self._consumer, self._settler, self._loop
+        )
+        count = threads or self.settings.threads
+        self._handover = Handover(self.subscriptions, count, self._read, self._consumer.wake)
+        self._handlers = [
+            threading.Thread(target=self._handle, name=f"pubsub-handler-{number}", daemon=True)
+            for number in range(1, count + 1)
+        ]
+        self._maintenance = threading.Thread(target=self._maintain, name="pubsub-maintenance", daemon=True)
+        self._stopping = threading.Event()
+        self._is_over = threading.Event()
+        self._was_read = False
+        self._pause = 0.0
+        self.failure: Exception | None = None
+
+    @property
+    def name(self) -> str:
+        """The consumer's name."""
+        return self._consumer.name
+
+    def start(self) -> None:
+        """Start all threads. Returns at once; whether the broker is there shows later."""
+        if self._loop is not None:
+            self._loop.start()
+        for thread in (self._settler.thread, self._maintenance, *self._handlers):
+            thread.start()
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it was asked to stop, or stopped by itself: a burst is over, or it failed."""
+        return self._stopping.is_set()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether every thread that it needs is alive. False for a running worker means that it must be replaced."""
+        needed = [self._settler.thread, self._maintenance, *self._handlers]
+        if self._loop is not None:
+            needed.append(self._loop.thread)
+        return all(thread.is_alive() for thread in needed)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it is stopping; tell whether it is."""
+        return self._stopping.wait(timeout)
+
+    def stop(self) -> None:
+        """Ask it to stop reading, and hand back what was not started. Returns at once; idempotent."""
+        if self._stopping.is_set():
+            return
+        self._stopping.set()
+        self._executor.release(self._handover.stop())
+        self._consumer.wake()
+
+    def join(self, timeout: float | None = None) -> bool:
+        """After `stop`: finish what runs, settle, leave. Tell whether all handlers finished within `timeout` seconds.
+
+        The default is `PUBSUB_SHUTDOWN_TIMEOUT`. Deliveries whose handlers are still at it are given to others.
+        """
+        deadline = monotonic() + (self.settings.shutdown_timeout if timeout is None else timeout)
+        for thread in self._handlers:
+            if thread.ident is not None:
+                thread.join(max(0.0, deadline - monotonic()))
+        self._executor.release(self._handover.stop())
+        running = self._handover.running()
+        self._executor.give_up_running(running)
+        self._settler.stop(max(deadline, monotonic() + 1))
+        self._settler.join()
+        self._is_over.set()
+        if self._maintenance.ident is not None:
+            self._maintenance.join()
+        if self._loop is not None and not running:
+            self._loop.stop()
+            self._loop.join()
+        if not any(thread.is_alive() for thread in self._handlers):
+            self._consumer.close()
+        return not running
+
+    def __enter__(self) -> "Worker":
+        """Start."""
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Stop, and wait until all is settled."""
+        self.stop()
+        self.join()
+
+    # The threads
+
+    def _handle(self) -> None:
+        """Handle deliveries until there are no more to be had."""
+        while (delivery := self._handover.next()) is not None:
+            started = monotonic()
+            self._executor.execute(delivery)
+            self._handover.finished(delivery, monotonic() - started)
+
+    def _read(self, credit: Credit) -> Sequence[Delivery[bytes]]:
+        """Read once, taking finished acknowledgements along. Never raises for what the broker does: it pauses."""
+        done = self._settler.take()
+        try:
+            deliveries = self._consumer.receive(credit, _BURST_WAIT if self._is_burst else _WAIT, done)
+        except BrokerError as error:
+            self._settler.give_back(done)
+            self._note_failed_read(error)
+            return ()
+        self._was_read = True
+        self._pause = 0.0
+        self._outage.end()
+        if self._stopping.is_set():
+            self._executor.release(deliveries)
+            return ()
+        if self._is_burst and not deliveries and self._handover.is_empty:
+            self.stop()
+        return deliveries
+
+    def _note_failed_read(self, error: BrokerError) -> None:
+        if isinstance(error, (NotPermitted, StreamConflict)) and not self._was_read:
+            self.failure = error  # nobody mends this by waiting
+            self.stop()
+            return
+        self._outage.begin(error)
+        self._pause = min(_MAX_PAUSE, max(0.05, self._pause * 2))
+        self._stopping.wait(self._pause * random.uniform(0.5, 1))
+
+    def _maintain(self) -> None:
+        """Keep the leases alive, also while the last handlers finish."""
+        pause = 0.0
+        while not self._is_over.wait(pause):
+            try:
+                pause = self._consumer.maintain()
+            except BrokerError as error:
+                self._outage.begin(error)
+                pause = min(1.0, self.settings.heartbeat)
+
+
+def consumer_name() -> str:
+    """Return a name that no other process has, or will have."""
+    host = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:60]
+    return f"{host}-{os.getpid()}-{secrets.token_hex(4)}"
