@@ -14,7 +14,7 @@ from typing import Any
 import redis
 
 from benchmarks import publishing
-from benchmarks.payload import DRAIN_TOPIC, GROUP, LATENCY_TOPIC, PAYLOAD
+from benchmarks.payload import GROUP, LATENCY_TOPIC, PAYLOAD, to_json
 from pubsub_core import PubSub
 
 WITHIN = 120.0
@@ -55,7 +55,7 @@ def plain_latency(url: str, count: int) -> list[float]:
             LATENCY_TOPIC,
             count,
             [*PLAIN, "latency"],
-            lambda payload: client.xadd(LATENCY_TOPIC, {"payload": json.dumps(payload)}),
+            lambda payload: client.xadd(LATENCY_TOPIC, {"payload": to_json(payload)}),
         )
 
 

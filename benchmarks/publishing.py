@@ -1,11 +1,10 @@
 """Publishing from one thread: one at a time, and in batches. Each function returns messages per second."""
 
-import json
 from time import perf_counter
 
 import redis
 
-from benchmarks.payload import DRAIN_TOPIC, PAYLOAD
+from benchmarks.payload import DRAIN_TOPIC, PAYLOAD, to_json
 from pubsub_core import PubSub
 
 
@@ -23,10 +22,10 @@ def ours_one_by_one(url: str, count: int) -> float:
 
 def plain_one_by_one(url: str, count: int) -> float:
     with redis.Redis.from_url(url) as client:
-        client.xadd(DRAIN_TOPIC, {"payload": json.dumps(PAYLOAD)})
+        client.xadd(DRAIN_TOPIC, {"payload": to_json(PAYLOAD)})
         began = perf_counter()
         for _ in range(count):
-            client.xadd(DRAIN_TOPIC, {"payload": json.dumps(PAYLOAD)})
+            client.xadd(DRAIN_TOPIC, {"payload": to_json(PAYLOAD)})
         return count / (perf_counter() - began)
 
 
@@ -46,11 +45,11 @@ def ours_in_batches(url: str, count: int, size: int) -> float:
 
 def plain_in_batches(url: str, count: int, size: int) -> float:
     with redis.Redis.from_url(url) as client:
-        client.xadd(DRAIN_TOPIC, {"payload": json.dumps(PAYLOAD)})
+        client.xadd(DRAIN_TOPIC, {"payload": to_json(PAYLOAD)})
         began = perf_counter()
         for _ in range(count // size):
             with client.pipeline(transaction=False) as pipeline:
                 for _ in range(size):
-                    pipeline.xadd(DRAIN_TOPIC, {"payload": json.dumps(PAYLOAD)})
+                    pipeline.xadd(DRAIN_TOPIC, {"payload": to_json(PAYLOAD)})
                 pipeline.execute()
         return count / (perf_counter() - began)

@@ -59,11 +59,11 @@ def worker_command(door: Door, *, takes_target: bool) -> click.Command:
         reload: bool,
         log_level: str,
     ) -> None:
-        from pubsub_core.worker.options import WorkerOptions
-        from pubsub_core.worker.supervisor import supervise
-
         try:
             called, load = door(target)
+            from pubsub_core.worker.options import WorkerOptions
+            from pubsub_core.worker.supervisor import supervise
+
             options = WorkerOptions(
                 target=called, processes=processes, threads=threads, burst=burst, reload=reload, log_level=log_level
             )

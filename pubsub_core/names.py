@@ -15,12 +15,17 @@ def check_name(kind: str, name: object, hint: str = "") -> str:
     Fit: 1 to 200 letters, digits, `_`, `.` and `-` of ASCII, not beginning with `.` or `-`. All else could reach
     another topic's keys, or match as a pattern, in a backend.
     """
-    if isinstance(name, str) and _NAME.match(name):
+    if isinstance(name, str) and is_name(name):
         return name
     raise ConfigurationError(
         f"{name!r} is not a {kind} name: use 1 to 200 letters, digits, '_', '.' and '-', "
         f"beginning with a letter, digit or '_'{'. ' + hint if hint else ''}"
     )
+
+
+def is_name(text: str) -> bool:
+    """Whether `text` is fit to be the name of a topic, group or schedule."""
+    return _NAME.match(text) is not None
 
 
 def did_you_mean(wrong: str, known: Iterable[str]) -> str:

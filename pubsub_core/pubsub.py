@@ -14,7 +14,7 @@ from pubsub_core.context import CURRENT_MESSAGE
 from pubsub_core.errors import ConfigurationError, PayloadTooLarge, SubscriptionError, ValidationError
 from pubsub_core.message import NO_HEADERS, Message
 from pubsub_core.middleware import HandleMiddleware, PublishMiddleware, chain
-from pubsub_core.names import check_name
+from pubsub_core.names import check_name, is_name
 from pubsub_core.retry import ExponentialBackoff, RetryPolicy
 from pubsub_core.runtime import Runtime
 from pubsub_core.schedule import CronSpec, Schedule
@@ -368,4 +368,4 @@ def _module_name(module: Mapping[str, Any]) -> str:
     name = str(module.get("__name__") or "default")
     if name == "__main__":
         name = os.path.splitext(os.path.basename(module.get("__file__") or "default"))[0]
-    return name
+    return name if is_name(name) else "default"

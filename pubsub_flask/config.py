@@ -13,7 +13,7 @@ from pubsub_core.errors import ConfigurationError
 from pubsub_core.names import check_name, did_you_mean
 from pubsub_core.settings import PREFIX, Settings
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("pubsub")
 
 ORIGINAL_PREFIX = "PUBSUB_REDIS"
 

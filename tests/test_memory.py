@@ -2,9 +2,10 @@
 
 import gc
 import os
+import signal
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from datetime import UTC, datetime
@@ -45,8 +46,8 @@ def message(number: int = 0, topic: str = "orders") -> Message[bytes]:
     return Message(str(number), topic, b"{}", datetime(2030, 1, 1, tzinfo=UTC))
 
 
-def ids(deliveries: "list[Delivery[bytes]] | tuple[Delivery[bytes], ...] | object") -> list[str]:
-    return [delivery.message.id for delivery in deliveries]  # type: ignore[attr-defined]  # any sequence of them
+def ids(deliveries: Iterable[Delivery[bytes]]) -> list[str]:
+    return [delivery.message.id for delivery in deliveries]
 
 
 def received(broker: Broker, key: SubscriptionKey = BILLING, count: int = 10) -> list[str]:
@@ -372,8 +373,7 @@ def in_child(is_well: Callable[[], bool]) -> int:
     if not child:
         status = 2
         try:
-            import signal
-
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
             signal.alarm(10)
             status = 0 if is_well() else 1
         finally:

@@ -1,0 +1,142 @@
+"""One worker process, forked by the supervisor: it loads the application, works, and drains when it is told to."""
+
+import json
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Sequence
+from types import FrameType
+
+import pubsub_core
+from pubsub_core.backends import masked
+from pubsub_core.errors import ConfigurationError, PubSubError
+from pubsub_core.pubsub import PubSub
+from pubsub_core.subscription import Subscription
+from pubsub_core.worker.options import LoadTarget, WorkerOptions
+from pubsub_core.worker.process import Worker
+
+log = logging.getLogger("pubsub")
+
+OK, CRASHED, USAGE = 0, 1, 2
+
+_CHECK_SECONDS = 1.0  # between two looks whether all threads are alive
+
+
+def run_child(load: LoadTarget, options: WorkerOptions, pipe: socket.socket) -> int:
+    """Be a worker process until a signal, the end of a burst, or the end of the supervisor; return the exit code.
+
+    `pipe` leads to the supervisor. What is written to it is a JSON object a line; when it closes, the supervisor is dead.
+    """
+    wake_out, wake_in = socket.socketpair()
+    wake_in.setblocking(False)
+    signals: list[int] = []
+    signal.set_wakeup_fd(wake_in.fileno())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches the supervisor, which tells us
+    signal.signal(signal.SIGTERM, lambda number, frame: _note(signals, number, frame))
+    configure_logging(options.log_level)
+    try:
+        pubsub = load()
+        worker = _worker(pubsub, options)
+    except PubSubError as error:
+        print(f"pubsub: {error}", file=sys.stderr)
+        return USAGE
+    except Exception:  # noqa: BLE001  # whatever the application's import raises: it is shown, not handled
+        traceback.print_exc()
+        print(f"pubsub: {options.target!r} could not be loaded, see above", file=sys.stderr)
+        return USAGE
+    settings = worker.settings
+    _send(
+        pipe,
+        processes=options.processes or settings.processes,
+        shutdown_timeout=settings.shutdown_timeout,
+        banner=banner(worker, options),
+    )
+    worker.start()
+    while not worker.is_stopping and not signals:
+        readable, _, _ = select.select([pipe, wake_out], [], [], 0.05 if options.burst else _CHECK_SECONDS)
+        if pipe in readable:
+            log.warning("the supervisor is gone: stopping")
+            break
+        if not worker.is_alive and not worker.is_stopping:
+            log.critical("a thread of the worker died: leaving, so that the process is replaced")
+            return CRASHED
+    return _drain(worker, pubsub)
+
+
+def _note(signals: list[int], number: int, _: FrameType | None) -> None:
+    signals.append(number)
+
+
+def _worker(pubsub: PubSub, options: WorkerOptions) -> Worker:
+    if pubsub.settings.url.startswith("memory:"):
+        raise ConfigurationError(
+            "a worker cannot work with memory://: what your web process publishes stays in that process.\n"
+            "  For one process, start it there:  with Worker(pubsub): ...   (from pubsub_core)\n"
+            "  Shared, for development:          PUBSUB_URL=redis+embedded:///./.pubsub\n"
+            "  Shared, for production:           PUBSUB_URL=redis://localhost:6379/0"
+        )
+    return Worker(pubsub, threads=options.threads, burst=options.burst)
+
+
+def _drain(worker: Worker, pubsub: PubSub) -> int:
+    worker.stop()
+    in_time = worker.join()
+    pubsub.close()
+    if worker.failure is not None:
+        print(f"pubsub: {worker.failure}", file=sys.stderr)
+        return USAGE
+    if not in_time:
+        log.warning("some handlers did not finish in time; their messages were given to others")
+        return CRASHED
+    return OK
+
+
+def _send(pipe: socket.socket, **facts: object) -> None:
+    try:
+        pipe.sendall(json.dumps(facts).encode() + b"\n")
+    except OSError:
+        log.warning("the supervisor is gone")  # the main loop sees it, too, and stops
+
+
+def configure_logging(level: str | None) -> None:
+    """Log to stderr, unless the application has configured logging; None leaves all as it is."""
+    if level is None or logging.getLogger().handlers:
+        return
+    logging.basicConfig(
+        level=level.upper(), format="%(asctime)s [%(process)d] %(levelname)s %(message)s", datefmt="%H:%M:%S"
+    )
+
+
+def banner(worker: Worker, options: WorkerOptions) -> str:
+    """Return what a worker says at its start."""
+    settings = worker.settings
+    processes, threads = options.processes or settings.processes, options.threads or settings.threads
+    head = (
+        f"pubsub {pubsub_core.__version__} · {options.target} · {masked(settings.url)} · "
+        f"{processes} process{'es' if processes > 1 else ''} × {threads} thread{'s' if threads > 1 else ''}"
+    )
+    rows = [("topic", "group", "handler", "retry", "timeout"), *map(_row, worker.subscriptions)]
+    return "\n".join([head, *_table(rows)])
+
+
+def _row(one: Subscription) -> tuple[str, ...]:
+    return (one.topic, one.group or "", one.handler.name, str(one.retry), f"{one.timeout:g} s")
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+
+
+def leave(code: int) -> None:
+    """End a forked child, without running what its parent registered for its own exit."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

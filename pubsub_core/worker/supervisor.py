@@ -1,0 +1,273 @@
+"""The supervisor: a small process without the application, which starts worker processes and replaces those that die."""
+
+import contextlib
+import json
+import logging
+import math
+import os
+import select
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from time import monotonic
+from types import FrameType
+from typing import Any
+
+from pubsub_core.worker.child import CRASHED, OK, USAGE, configure_logging, leave, run_child
+from pubsub_core.worker.options import LoadTarget, WorkerOptions
+from pubsub_core.worker.reload import CHANGED, check_reload, watch_for_changes
+
+log = logging.getLogger("pubsub")
+
+INTERRUPTED = 130
+
+_FIRST_PAUSE = 0.5
+_MAX_PAUSE = 30.0
+_HEALTHY_SECONDS = 60.0  # a process that lived this long is no reason to wait before replacing it
+_GRACE = 3.0  # seconds a process gets beyond its own deadline before it is killed
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
+
+
+@dataclass(slots=True)
+class _Child:
+    """A process, and this side of the pipe to it."""
+
+    pid: int
+    pipe: socket.socket
+    is_watcher: bool
+    started: float = field(default_factory=monotonic)
+    is_ready: bool = False
+    received: bytes = b""
+
+
+def supervise(load: LoadTarget, options: WorkerOptions) -> int:
+    """Run worker processes until a signal ends them; return the exit code.
+
+    `load` is called in each of them, never here. 0: all ended well. 1: some had to be killed, or did not finish in time.
+    2: the application could not be loaded, or cannot work as configured. 130: a second Ctrl-C.
+    Must be called on the main thread. SIGTERM and SIGINT drain; a second one ends at once.
+    """
+    if options.reload:
+        check_reload()
+    configure_logging(options.log_level)
+    supervisor = _Supervisor(load, options)
+    with _signals(supervisor.on_signal) as wake:
+        return supervisor.run(wake)
+
+
+class _Supervisor:
+    def __init__(self, load: LoadTarget, options: WorkerOptions) -> None:
+        self._load = load
+        self._options = options
+        self._children: dict[int, _Child] = {}
+        self._wanted = 1  # until the first process has loaded the application, and says how many there shall be
+        self._has_spoken = False
+        self._shutdown_timeout = 25.0
+        self._pause = _FIRST_PAUSE
+        self._start_at = 0.0
+        self._signals: list[int] = []
+        self._stop_by: float | None = None
+        self._is_reloading = False
+        self._burst_over = False
+        self._code = OK
+
+    def on_signal(self, number: int, _: FrameType | None) -> None:
+        """Note a signal; `run` acts on it."""
+        if number != signal.SIGCHLD:
+            self._signals.append(number)
+
+    def run(self, wake: socket.socket) -> int:
+        """Start, watch and replace processes until all are gone."""
+        if self._options.reload:
+            self._fork(is_watcher=True)
+        while True:
+            self._act_on_signals()
+            self._start_missing()
+            self._reap()
+            if not self._children and (self._stop_by is not None or self._burst_over):
+                return self._code
+            self._listen(wake)
+
+    # Starting
+
+    def _start_missing(self) -> None:
+        if self._stop_by is not None or self._burst_over or monotonic() < self._start_at:
+            return
+        workers = sum(not child.is_watcher for child in self._children.values())
+        for _ in range(self._wanted - workers):
+            self._fork(is_watcher=False)
+
+    def _fork(self, *, is_watcher: bool) -> None:
+        ours, theirs = socket.socketpair()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid == 0:
+            self._be_child(ours, theirs, is_watcher=is_watcher)
+        theirs.close()
+        ours.setblocking(False)
+        self._children[pid] = _Child(pid, ours, is_watcher)
+
+    def _be_child(self, ours: socket.socket, theirs: socket.socket, *, is_watcher: bool) -> None:
+        """In the forked child: never returns. Only with every copy of our side closed does it see us die."""
+        code = CRASHED
+        try:
+            signal.set_wakeup_fd(-1)
+            for number in _SIGNALS:
+                signal.signal(number, signal.SIG_DFL)
+            ours.close()
+            for sibling in self._children.values():
+                sibling.pipe.close()
+            code = watch_for_changes(theirs) if is_watcher else run_child(self._load, self._options, theirs)
+        except BaseException:
+            log.critical("the worker process failed", exc_info=True)
+        finally:
+            leave(code)
+
+    # Watching
+
+    def _listen(self, wake: socket.socket) -> None:
+        pipes = {child.pipe: child for child in self._children.values()}
+        readable, _, _ = select.select([wake, *pipes], [], [], self._patience())
+        if wake in readable:
+            wake.recv(4096)
+        for pipe in readable:
+            if pipe is not wake:
+                self._hear(pipes[pipe])
+
+    def _patience(self) -> float | None:
+        """Return the seconds until something must be done without being asked."""
+        if self._stop_by is not None:
+            return max(0.0, min(0.5, self._stop_by - monotonic()))
+        until_start = self._start_at - monotonic()
+        return until_start if 0 < until_start < math.inf else None
+
+    def _hear(self, child: _Child) -> None:
+        try:
+            received = child.pipe.recv(65536)
+        except (BlockingIOError, ConnectionError):
+            received = b""
+        if not received:
+            self._await_end(child)
+            return
+        child.received += received
+        *lines, child.received = child.received.split(b"\n")
+        for line in lines:
+            self._take_note(child, json.loads(line))
+
+    def _await_end(self, child: _Child) -> None:
+        """Its pipe closed, so it is ending: collect it, or it would be heard again and again."""
+        _, status = os.waitpid(child.pid, 0)
+        self._note_end(child, os.waitstatus_to_exitcode(status))
+
+    def _take_note(self, child: _Child, facts: dict[str, Any]) -> None:
+        child.is_ready = True
+        self._wanted = facts["processes"]
+        self._shutdown_timeout = facts["shutdown_timeout"]
+        if not self._has_spoken:
+            self._has_spoken = True
+            print(facts["banner"], file=sys.stderr, flush=True)
+
+    def _reap(self) -> None:
+        for child in list(self._children.values()):
+            pid, status = os.waitpid(child.pid, os.WNOHANG)
+            if pid:
+                self._note_end(child, os.waitstatus_to_exitcode(status))
+        if self._stop_by is not None and self._children and monotonic() >= self._stop_by:
+            log.warning("killing %d processes that did not stop in time", len(self._children))
+            self._kill()
+
+    def _note_end(self, child: _Child, code: int) -> None:
+        del self._children[child.pid]
+        child.pipe.close()
+        if child.is_watcher:
+            if code == CHANGED and self._stop_by is None:
+                self._reload()
+        elif self._stop_by is not None:
+            if code != OK and not self._is_reloading:
+                self._code = self._code or CRASHED
+        elif code == USAGE and self._options.reload:
+            log.error("waiting for a file to change")
+            self._start_at = math.inf
+        elif code == USAGE:
+            self._code = USAGE
+            self._stop()
+        elif self._options.burst and code == OK:
+            self._burst_over = True
+            self._end_watcher()
+        elif code != OK:
+            self._replace_later(child, code)
+        self._finish_reload()
+
+    def _replace_later(self, child: _Child, code: int) -> None:
+        if monotonic() - child.started > _HEALTHY_SECONDS:
+            self._pause = _FIRST_PAUSE
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+        log.error("process %d %s; starting another in %.1f s", child.pid, how, self._pause)
+        self._start_at = monotonic() + self._pause
+        self._pause = min(_MAX_PAUSE, self._pause * 2)
+
+    # Stopping
+
+    def _act_on_signals(self) -> None:
+        while self._signals:
+            number = self._signals.pop(0)
+            if self._stop_by is None or self._is_reloading:
+                self._is_reloading = False
+                log.info(
+                    "stopping: handlers get up to %.0f s to finish; again to leave at once", self._shutdown_timeout
+                )
+                self._stop()
+            else:
+                log.warning("leaving at once; what was in hand is delivered again")
+                self._code = INTERRUPTED if number == signal.SIGINT else CRASHED
+                self._kill()
+
+    def _stop(self) -> None:
+        self._stop_by = monotonic() + self._shutdown_timeout + _GRACE
+        self._signal_all(signal.SIGTERM)
+
+    def _kill(self) -> None:
+        self._code = self._code or CRASHED
+        self._signal_all(signal.SIGKILL)
+
+    def _end_watcher(self) -> None:
+        for child in self._children.values():
+            if child.is_watcher:
+                os.kill(child.pid, signal.SIGTERM)
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        for pid in self._children:
+            os.kill(pid, number)  # not reaped yet, so the number is still its own
+
+    def _reload(self) -> None:
+        log.info("a file changed: restarting")
+        self._is_reloading = True
+        self._stop()
+        self._finish_reload()
+
+    def _finish_reload(self) -> None:
+        if self._is_reloading and not self._children:
+            self._is_reloading = False
+            self._stop_by = None
+            self._wanted, self._has_spoken, self._start_at = 1, False, 0.0
+            self._fork(is_watcher=True)
+
+
+@contextlib.contextmanager
+def _signals(handler: Any) -> Iterator[socket.socket]:
+    """Have the signals reach `handler`, and make the yielded socket readable at each; put all back afterwards."""
+    wake_out, wake_in = socket.socketpair()
+    wake_in.setblocking(False)
+    before = {number: signal.signal(number, handler) for number in _SIGNALS}
+    before_fd = signal.set_wakeup_fd(wake_in.fileno(), warn_on_full_buffer=False)
+    try:
+        yield wake_out
+    finally:
+        signal.set_wakeup_fd(before_fd)
+        for number, old in before.items():
+            signal.signal(number, old)
+        wake_out.close()
+        wake_in.close()
