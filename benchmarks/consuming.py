@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic, perf_counter, sleep
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import redis
 
 from benchmarks import publishing
-from benchmarks.payload import GROUP, LATENCY_TOPIC, PAYLOAD, to_json
+from benchmarks.payload import LATENCY_TOPIC, PAYLOAD, to_json
 from pubsub_core import PubSub
 
 WITHIN = 120.0
@@ -25,17 +25,17 @@ PLAIN = ["-m", "benchmarks.plain_consumer"]
 
 
 def ours_drain(url: str, count: int, *, log_level: str) -> float:
-    publishing.ours_in_batches(url, count - 1, 500)  # which sends one more to warm up
+    publishing.ours_in_batches(url, count, 500)
     return count / _drained(url, count, [*OURS, "benchmarks.ours_drain:pubsub", *_worker(log_level)])
 
 
 def plain_drain(url: str, count: int) -> float:
-    publishing.plain_in_batches(url, count - 1, 500)
+    publishing.plain_in_batches(url, count, 500)
     return count / _drained(url, count, [*PLAIN, "drain"])
 
 
 def _drained(url: str, count: int, words: Sequence[str]) -> float:
-    with _consumer(url, count, words) as result:
+    with _consumer(url, count + 1, words) as result:  # to warm up, publishing sends one more
         return float(result())
 
 
@@ -43,7 +43,7 @@ def ours_latency(url: str, count: int) -> list[float]:
     pubsub = PubSub(url)
     topic = pubsub.topic(LATENCY_TOPIC)
     words = [*OURS, "benchmarks.ours_latency:pubsub", *_worker("WARNING")]
-    latencies = _latencies(url, f"pubsub:{{{LATENCY_TOPIC}}}", count, words, topic.publish)
+    latencies = _latencies(url, count, words, topic.publish)
     pubsub.close()
     return latencies
 
@@ -52,18 +52,15 @@ def plain_latency(url: str, count: int) -> list[float]:
     with redis.Redis.from_url(url) as client:
         return _latencies(
             url,
-            LATENCY_TOPIC,
             count,
             [*PLAIN, "latency"],
             lambda payload: client.xadd(LATENCY_TOPIC, {"payload": to_json(payload)}),
         )
 
 
-def _latencies(
-    url: str, stream: str, count: int, words: Sequence[str], publish: Callable[[dict[str, Any]], Any]
-) -> list[float]:
+def _latencies(url: str, count: int, words: Sequence[str], publish: Callable[[dict[str, Any]], Any]) -> list[float]:
     with _consumer(url, count + WARM_UP, words) as result:
-        _wait_for_reader(url, stream)
+        _wait_for_reader(url)
         for _ in range(count + WARM_UP):
             publish({**PAYLOAD, "sent": perf_counter()})  # one clock for all processes of a Linux machine
             sleep(PAUSE)
@@ -74,15 +71,13 @@ def _worker(log_level: str) -> list[str]:
     return ["--processes", "1", "--threads", "8", "--log-level", log_level]
 
 
-def _wait_for_reader(url: str, stream: str) -> None:
+def _wait_for_reader(url: str) -> None:
     deadline = monotonic() + WITHIN
     with redis.Redis.from_url(url) as client:
-        while monotonic() < deadline:
-            with suppress(redis.ResponseError):  # no stream, or no group, yet
-                if client.xinfo_consumers(stream, GROUP):
-                    return
+        while not client.info("clients")["blocked_clients"]:
+            if monotonic() > deadline:
+                raise TimeoutError("nobody reads")
             sleep(0.02)
-    raise TimeoutError(f"nobody reads {stream}")
 
 
 @contextmanager

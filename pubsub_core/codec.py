@@ -10,14 +10,15 @@ import pydantic
 import pydantic_core
 from pydantic import BaseModel, TypeAdapter
 
-from pubsub_core.errors import InvalidPayload, Undecodable, ValidationError
+from pubsub_core.errors import ConfigurationError, InvalidPayload, Undecodable, ValidationError
 
 T = TypeVar("T")
 
-# Writers: where one of these stands in the JSON, a NaN or an infinity may have been behind it ("null" is what pydantic
-# writes for them). Readers: what pydantic would take for an infinity or a NaN ("1e999" is read as one).
+# Where one of these stands in the JSON, a NaN or an infinity may have been behind it: pydantic writes "null" for them.
 _MAY_BE_NON_FINITE = re.compile(rb"null|NaN|Infinity")
-_READS_AS_NON_FINITE = re.compile(rb"NaN|Infinity|[0-9][eE]\+?[0-9]{3}|[0-9]{300}")
+
+# A number too large for a float is read as an infinity. Every digit becomes "0", so that a plain search finds one.
+_DIGITS = bytes.maketrans(b"123456789E", b"000000000e")
 
 _NOT_FINITE = "NaN and infinities are not JSON"
 
@@ -34,6 +35,9 @@ class Codec(Protocol[T]):
 
 class UntypedJson:
     """Any JSON value: what the bytes say, as dict, list, str, int, float, bool or None."""
+
+    def check(self) -> None:
+        """Do nothing: there is no type that could be wrong."""
 
     def encode(self, payload: Any) -> bytes:
         """Return compact JSON. Models, dataclasses, UUIDs, datetimes and the like are written as pydantic writes them."""
@@ -53,7 +57,7 @@ class UntypedJson:
             value = pydantic_core.from_json(encoded, allow_inf_nan=False)
         except (ValueError, RecursionError) as error:
             raise Undecodable(f"the payload is not JSON: {error}") from None
-        if _READS_AS_NON_FINITE.search(encoded) and _has_non_finite(value):
+        if _may_read_as_non_finite(encoded) and _has_non_finite(value):
             raise Undecodable(f"the payload is not JSON: {_NOT_FINITE}")
         return value
 
@@ -76,6 +80,22 @@ class TypedJson(Generic[T]):
         if self._built is None:
             self._built = TypeAdapter(self.schema)
         return self._built
+
+    def check(self, *, may_come_later: bool = False) -> None:
+        """Raise ConfigurationError if pydantic does not know how to read the type.
+
+        If it `may_come_later`, a name in it that is not defined yet is no reason.
+        """
+        try:
+            self.adapter.validate_json(b"")
+        except pydantic.ValidationError:
+            return  # nothing is no JSON for any type; that it could be said is what counts
+        except (pydantic.PydanticUserError, pydantic.PydanticUndefinedAnnotation) as error:
+            is_undefined = error.code in ("class-not-fully-defined", "undefined-annotation")
+            if not (may_come_later and is_undefined):
+                raise ConfigurationError(
+                    f"{type_name(self.schema)} cannot be the type of a payload: {error.message.splitlines()[0]}"
+                ) from None
 
     def encode(self, payload: T) -> bytes:
         """Return compact JSON of a payload that fits the type."""
@@ -107,7 +127,7 @@ class TypedJson(Generic[T]):
 
     def decode(self, encoded: bytes) -> T:
         """Return the payload, validated."""
-        if _READS_AS_NON_FINITE.search(encoded):
+        if _may_read_as_non_finite(encoded):
             UntypedJson().decode(encoded)
         try:
             return self.adapter.validate_json(encoded)
@@ -121,8 +141,12 @@ class TypedJson(Generic[T]):
 
 
 def codec_for(schema: Any) -> UntypedJson | TypedJson[Any]:
-    """Return the codec for a type; None and Any stand for any JSON value."""
-    return UntypedJson() if schema is None or schema is Any else TypedJson(schema)
+    """Return the codec for a type; None and Any stand for any JSON value. Raises ConfigurationError as `check` does."""
+    if schema is None or schema is Any:
+        return UntypedJson()
+    codec = TypedJson[Any](schema)
+    codec.check(may_come_later=True)
+    return codec
 
 
 def type_name(schema: Any) -> str:
@@ -143,6 +167,13 @@ def _kinds(error: pydantic.ValidationError) -> list[str]:
 def _in_words(problems: tuple[tuple[str, str], ...]) -> str:
     shown = [f"{where}: {what}" if where else what for where, what in problems[:5]]
     return "; ".join(shown) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+
+
+def _may_read_as_non_finite(encoded: bytes) -> bool:
+    plain = encoded.translate(_DIGITS)
+    if b"NaN" in plain or b"Infinity" in plain:
+        return True
+    return b"e000" in plain or b"e+000" in plain or b"0" * 300 in plain
 
 
 def _has_non_finite(value: Any) -> bool:

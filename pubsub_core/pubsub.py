@@ -243,11 +243,13 @@ class PubSub:
     def subscriptions(self) -> Sequence[Subscription]:
         """Return the subscriptions with their groups and timeouts resolved, in the order of declaring.
 
-        Raises SubscriptionError if the default group makes two of them the same.
+        Raises SubscriptionError if the default group makes two of them the same, and ConfigurationError if a payload's
+        type names what is still not defined.
         """
         settings = self.settings
         resolved: dict[tuple[str, str], Subscription] = {}
         for one in self._subscriptions.values():
+            one.handler.codec.check()
             group = one.group or settings.group
             other = resolved.get((one.topic, group))
             if other is not None:

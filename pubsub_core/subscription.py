@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from pubsub_core.broker import Membership, Start
-from pubsub_core.errors import SubscriptionError
+from pubsub_core.errors import ConfigurationError, SubscriptionError
 from pubsub_core.message import Message, SubscriptionKey
 from pubsub_core.retry import RetryPolicy
 
@@ -108,7 +108,11 @@ def inspect_handler(
         takes, wanted = Takes.NOTHING, None
     else:
         takes, wanted = _wanted(function, parameter, schema, names, place)
-    return Handler(function, takes, codec_for(wanted), is_async, name, place)
+    try:
+        codec = codec_for(wanted)
+    except ConfigurationError as error:
+        raise SubscriptionError(f"handler {name} ({place}): {error}") from None
+    return Handler(function, takes, codec, is_async, name, place)
 
 
 def _handler_name(function: Callable[..., Any]) -> str:

@@ -132,8 +132,8 @@ def chosen_app(apps: Collection[Flask], what: str) -> Flask:
         return alive[0]
     if not alive:
         raise ConfigurationError(
-            f"this {what} has no Flask app yet: call init_app(app) first. If a function makes the app, call that; "
-            "a worker is given that function: `pubsub worker module:create_app()`"
+            f"this {what} has no Flask app: call init_app(app) first, and keep the app (app = create_app()), which it "
+            "does not keep alive; a worker is given what makes it: `pubsub worker module:create_app()`"
         )
     raise ConfigurationError(
         f"this {what} is used by {len(alive)} Flask apps, and none of them is current: do it within "

@@ -39,9 +39,8 @@ class Log:
     def __init__(self) -> None:
         self.first = 1
         self.end = 1
-        self.entries: dict[
-            int, tuple[float, Message[bytes]]
-        ] = {}  # from `first` to before `end`: when stored, and what
+        # When each was stored, and what: those from `first` on, to the one before `end`.
+        self.entries: dict[int, tuple[float, Message[bytes]]] = {}
         self.groups: dict[str, Group] = {}
         self._last_stored = 0.0
 

@@ -5,7 +5,9 @@ cost more than the commands themselves.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+import math
+import re
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -17,6 +19,8 @@ from pubsub_core.errors import BrokerError
 from pubsub_redis.faults import FOREIGN, translated
 
 Command = tuple[str | bytes | int, ...]
+
+_WHO = re.compile(rb"id=(\d+) addr=(.*?) laddr=")
 
 # hiredis declares a tuple of one, and takes any.
 _pack: Callable[[Command], bytes] = hiredis.pack_command  # type: ignore[assignment]
@@ -37,27 +41,46 @@ def script_call(name: str, keys: Sequence[str], *arguments: str | bytes | int) -
 class Link:
     """A connection, used by one thread at a time; opened at first use. After an error it is closed, to be opened anew.
 
-    `client_id` is what the server calls it, 0 while it is closed. `sent` says whether anything may have reached the
-    server since the last reply was read.
+    `client_id` and `address` are what the server knows it by: 0 and empty while it is closed.
     """
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
+        self._usual_timeout: float = connection.socket_timeout
+        self._unread = 0  # replies on their way: if anything at all interrupts us, the next user must not read them
         self.client_id = 0
+        self.address = b""
+        self.is_hurried = False
 
     @property
     def is_open(self) -> bool:
-        """Whether it is connected, as far as this side knows."""
-        return self.client_id != 0
+        """Whether it is connected and in step, as far as this side knows."""
+        return self.client_id != 0 and not self._unread
 
-    def open(self) -> None:
-        """Connect, unless it is. Raises redis-py's errors."""
-        if self.client_id:
+    def open(self, patience: float = math.inf) -> None:
+        """Connect, unless it is. Raises redis-py's errors.
+
+        With less `patience` than usual everything on this connection takes that many seconds at most, and `is_hurried`
+        says so: it is not for others. A server that is loading its data refuses: what was sent to one that cannot serve
+        yet would be in doubt.
+        """
+        if self.is_open:
             return
-        self._connection.connect()
+        self.close()
+        connection = self._connection
+        connection.socket_timeout = connection.socket_connect_timeout = max(0.01, min(self._usual_timeout, patience))
+        self.is_hurried = patience < self._usual_timeout
         try:
-            self._connection.send_packed_command([_pack(("CLIENT", "ID"))], check_health=False)
-            self.client_id = int(self._connection.read_response())
+            connection.connect()
+            self.send([("CLIENT", "INFO"), ("PING",)])
+            about, pong = self.read(), self.read()
+            for reply in (about, pong):
+                if isinstance(reply, Exception):
+                    raise reply
+            known = _WHO.match(about)
+            if known is None:
+                raise theirs.InvalidResponse("CLIENT INFO does not begin with id, addr and laddr: not a Redis server?")
+            self.client_id, self.address = int(known[1]), known[2]
         except BaseException:
             self.close()
             raise
@@ -66,24 +89,21 @@ class Link:
         """The socket's, to wait on."""
         return int(self._connection._sock.fileno())  # noqa: SLF001  # redis-py offers no public way to wait on many
 
-    def send(self, commands: Iterable[Command]) -> None:
+    def send(self, commands: Sequence[Command]) -> None:
         """Send the commands in one go."""
         packed = b"".join(map(_pack, commands))
-        try:
-            self._connection.send_packed_command([packed], check_health=False)
-        except BaseException:
-            self.client_id = 0
-            raise
+        self._unread += len(commands)
+        self._connection.send_packed_command([packed], check_health=False)
 
     def read(self) -> Any:
         """Read one reply. An error that the server answers with is returned, a broken connection raised."""
         try:
-            return self._connection.read_response()
+            reply = self._connection.read_response()
         except theirs.ResponseError as error:
-            return error
-        except BaseException:
-            self.client_id = 0  # redis-py has closed it
-            raise
+            reply = error
+        if self._unread:  # what a subscription brings was not asked for
+            self._unread -= 1
+        return reply
 
     def has_more(self) -> bool:
         """Whether a reply, or a part of one, is waiting to be read."""
@@ -95,11 +115,15 @@ class Link:
         A script that the server does not know is sent whole and run again, so EVALSHA may stand among the commands.
         """
         self.open()
-        self.send(commands)
-        replies = [self.read() for _ in commands]
-        for index, reply in enumerate(replies):
-            if isinstance(reply, theirs.NoScriptError):
-                replies[index] = self._ask_with_source(commands[index])
+        try:
+            self.send(commands)
+            replies = [self.read() for _ in commands]
+            for index, reply in enumerate(replies):
+                if isinstance(reply, theirs.NoScriptError):
+                    replies[index] = self._ask_with_source(commands[index])
+        except BaseException:
+            self.close()
+            raise
         return replies
 
     def _ask_with_source(self, command: Command) -> Any:
@@ -117,7 +141,8 @@ class Link:
 
     def close(self) -> None:
         """Disconnect. Idempotent."""
-        self.client_id = 0
+        self.client_id = self._unread = 0
+        self.address = b""
         self._connection.disconnect()
 
 

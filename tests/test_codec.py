@@ -1,0 +1,279 @@
+"""Between payloads and bytes."""
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Annotated, Any, Literal, NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import TypedDict
+
+from pubsub_core.codec import TypedJson, UntypedJson, codec_for, type_name
+from pubsub_core.errors import ConfigurationError, InvalidPayload, Undecodable, ValidationError
+
+
+class Order(BaseModel):
+    order_id: int
+    total: float = 0.0
+    placed: date | None = None
+
+
+class Extra(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+
+@dataclass
+class Point:
+    x: int
+    y: float
+
+
+class Pair(NamedTuple):
+    a: int
+    b: str
+
+
+class Row(TypedDict):
+    id: int
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=10,
+)
+
+# Untyped
+
+
+@given(JSON)
+def test_any_json_value_comes_back_as_it_was(value: Any) -> None:
+    decoded = UntypedJson().decode(UntypedJson().encode(value))
+    assert decoded == value
+    assert type(decoded) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("payload", "encoded"),
+    [
+        (Order(order_id=1, total=2.5), b'{"order_id":1,"total":2.5,"placed":null}'),
+        (Point(1, 2.0), b'{"x":1,"y":2.0}'),
+        (uuid.UUID(int=1), b'"00000000-0000-0000-0000-000000000001"'),
+        (datetime(2030, 1, 1, tzinfo=UTC), b'"2030-01-01T00:00:00Z"'),
+        (Decimal("1.50"), b'"1.50"'),
+        ((1, 2), b"[1,2]"),
+        ({"a": {1}}, b'{"a":[1]}'),
+    ],
+)
+def test_common_types_are_written(payload: Any, encoded: bytes) -> None:
+    assert UntypedJson().encode(payload) == encoded
+
+
+@pytest.mark.parametrize("payload", [object(), {"a": lambda: None}, [object()], {"a": b"\xff\xfe"}])
+def test_what_json_cannot_say_is_refused(payload: Any) -> None:
+    with pytest.raises(ValidationError, match="the payload cannot be written as JSON"):
+        UntypedJson().encode(payload)
+
+
+def _nested(depth: int) -> list[Any]:
+    outer: list[Any] = []
+    for _ in range(depth):
+        outer = [outer]
+    return outer
+
+
+@pytest.mark.parametrize("payload", [_nested(100_000)])
+def test_nesting_without_end_is_refused(payload: Any) -> None:
+    with pytest.raises(ValidationError, match="the payload cannot be written as JSON"):
+        UntypedJson().encode(payload)
+
+
+def test_payload_that_holds_itself_is_refused() -> None:
+    payload: list[Any] = []
+    payload.append(payload)
+    with pytest.raises(ValidationError, match="the payload cannot be written as JSON"):
+        UntypedJson().encode(payload)
+
+
+NON_FINITE = [float("nan"), float("inf"), float("-inf")]
+
+
+@pytest.mark.parametrize("number", NON_FINITE)
+def test_nan_and_infinities_are_refused_wherever_they_are(number: float) -> None:
+    order = Order(order_id=1, total=number)
+    for payload in (
+        number,
+        [None, number],
+        {"a": {"b": (1, number)}},
+        order,
+        [order],
+        Point(1, number),
+        Extra.model_validate({"x": number}),
+    ):
+        with pytest.raises(ValidationError, match="NaN and infinities are not JSON"):
+            UntypedJson().encode(payload)
+
+
+def test_words_that_look_like_it_are_fine() -> None:
+    payload = {"NaN": "Infinity", "null": None, "text": "-Infinity null 1e999"}
+    assert UntypedJson().decode(UntypedJson().encode(payload)) == payload
+
+
+@pytest.mark.parametrize(
+    "encoded", [b"", b"{", b"{'a': 1}", b"\xff", b'"\xed\xa0\x80"', b"[1,]", b"NaN", b"[Infinity]"]
+)
+def test_bytes_that_are_not_json_are_undecodable(encoded: bytes) -> None:
+    for codec in (UntypedJson(), TypedJson[Any](Order)):
+        with pytest.raises(Undecodable, match="the payload is not JSON"):
+            codec.decode(encoded)
+
+
+@pytest.mark.parametrize("encoded", [b"1e999", b"[-1e999]", b'{"total":1E+400}', b"1" + b"0" * 400 + b".0"])
+def test_numbers_beyond_all_floats_are_undecodable(encoded: bytes) -> None:
+    with pytest.raises(Undecodable):
+        UntypedJson().decode(encoded)
+    with pytest.raises(Undecodable):
+        TypedJson[float](float).decode(encoded)
+
+
+def test_bytes_nested_too_deep_are_undecodable() -> None:
+    encoded = b"[" * 100_000 + b"]" * 100_000
+    for codec in (UntypedJson(), TypedJson[Any](list[Any])):
+        with pytest.raises(Undecodable):
+            codec.decode(encoded)
+
+
+# Typed
+
+
+@pytest.mark.parametrize(
+    ("schema", "payload"),
+    [
+        (Order, Order(order_id=1, total=2.5, placed=date(2030, 1, 1))),
+        (Point, Point(1, 2.5)),
+        (int, 5),
+        (list[Order], [Order(order_id=1)]),
+        (dict[str, datetime], {"a": datetime(2030, 1, 1, tzinfo=UTC)}),
+        (Order | None, None),
+        (Annotated[int, Field(gt=0)], 1),
+        (Literal["a", "b"], "a"),
+        (Pair, Pair(1, "b")),
+        (Row, {"id": 1}),
+        (Decimal, Decimal("1.50")),
+        (bytes, b"text"),
+    ],
+)
+def test_payload_of_a_type_comes_back_as_that_type(schema: Any, payload: Any) -> None:
+    codec = TypedJson[Any](schema)
+    decoded = codec.decode(codec.encode(payload))
+    assert decoded == payload
+    assert type(decoded) is type(payload)
+
+
+def test_plain_data_that_fits_a_model_is_fine() -> None:
+    codec = TypedJson[Order](Order)
+    encoded = codec.encode({"order_id": 1, "placed": "2030-01-01"})  # type: ignore[arg-type]  # which is the point
+    assert codec.decode(encoded) == Order(order_id=1, placed=date(2030, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("schema", "payload", "problem"),
+    [
+        (Order, {"order_id": "1"}, "order_id: Input should be a valid integer"),
+        (Order, {}, "order_id: Field required"),
+        (Order, 5, "the payload does not fit Order"),
+        (Order, Point(1, 2.0), "the payload does not fit Order"),
+        (int, "5", "the payload does not fit int"),
+        (int, True, "the payload does not fit int"),
+        (list[int], [1, "2"], "1: Input should be a valid integer"),
+        (dict[str, int], {"a": 1.5}, "a: Input should be a valid integer"),
+    ],
+)
+def test_writers_are_strict(schema: Any, payload: Any, problem: str) -> None:
+    with pytest.raises(ValidationError, match=problem):
+        TypedJson[Any](schema).encode(payload)
+
+
+def test_model_that_was_changed_to_hold_something_else_is_refused() -> None:
+    order = Order(order_id=1)
+    order.order_id = "secret"  # type: ignore[assignment]  # which is the point
+    with pytest.raises(ValidationError, match="it holds values that its type does not allow") as caught:
+        TypedJson[Order](Order).encode(order)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("number", NON_FINITE)
+def test_nan_and_infinities_are_refused_in_models(number: float) -> None:
+    with pytest.raises(ValidationError):
+        TypedJson[Order](Order).encode(Order(order_id=1, total=number))
+    with pytest.raises(ValidationError):
+        TypedJson[float](float).encode(number)
+
+
+def test_readers_are_lenient() -> None:
+    decoded = TypedJson[Order](Order).decode(b'{"order_id":"7","total":1,"added_later":true}')
+    assert decoded == Order(order_id=7, total=1.0)
+
+
+def test_what_does_not_fit_is_an_invalid_payload_and_is_not_quoted() -> None:
+    with pytest.raises(InvalidPayload) as caught:
+        TypedJson[Order](Order).decode(b'{"order_id":"secret-value"}')
+    text = str(caught.value)
+    assert text.startswith("the payload does not fit Order: order_id: Input should be a valid integer")
+    assert "secret-value" not in text
+
+
+def test_validation_errors_carry_locations_without_values() -> None:
+    with pytest.raises(ValidationError) as caught:
+        TypedJson[Order](Order).encode({"order_id": "secret", "total": "secret"})  # type: ignore[arg-type]
+    assert [where for where, _ in caught.value.errors] == ["order_id", "total"]
+    assert "secret" not in str(caught.value)
+    assert "secret" not in repr(caught.value.errors)
+
+
+def test_many_problems_are_cut_short() -> None:
+    with pytest.raises(ValidationError, match="and 15 more"):
+        TypedJson[list[int]](list[int]).encode(["x"] * 20)  # type: ignore[list-item]
+
+
+# Which codec
+
+
+@pytest.mark.parametrize("schema", [None, Any])
+def test_no_type_is_any_json(schema: Any) -> None:
+    assert isinstance(codec_for(schema), UntypedJson)
+
+
+def test_a_type_is_its_codec() -> None:
+    codec = codec_for(Mapping[str, int])
+    assert isinstance(codec, TypedJson)
+    assert codec.decode(b'{"a":1}') == {"a": 1}
+
+
+def test_names_of_types_are_short() -> None:
+    assert [type_name(one) for one in (Order, int, list[Order])] == ["Order", "int", "list"]
+
+
+class Unknown:
+    """A class that pydantic knows nothing of."""
+
+
+class Tree(BaseModel):
+    branches: "list[Branch]"  # type: ignore[name-defined]  # noqa: F821  # never defined
+
+
+@pytest.mark.parametrize("schema", [Unknown, list[Unknown], dict[str, Unknown]])
+def test_type_that_pydantic_does_not_know_is_refused_at_once(schema: Any) -> None:
+    with pytest.raises(ConfigurationError, match="cannot be the type of a payload: Unable to generate"):
+        codec_for(schema)
+
+
+def test_name_that_is_not_defined_yet_is_refused_only_when_it_must_be_known() -> None:
+    codec = codec_for(Tree)
+    with pytest.raises(ConfigurationError, match=r"Tree cannot be the type of a payload: .*not fully defined"):
+        codec.check()
