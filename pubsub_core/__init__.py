@@ -1,5 +1,7 @@
 """Publish/subscribe for plain Python: everything a user needs, without Flask and without any backend's libraries."""
 
+from typing import TYPE_CHECKING, Any
+
 from pubsub_core.broker import Broker, BrokerOptions, Consumer, DeadLetter, Inspector, Membership
 from pubsub_core.clock import Clock, ManualClock, SystemClock
 from pubsub_core.context import current_message
@@ -28,6 +30,9 @@ from pubsub_core.pubsub import Batch, PubSub
 from pubsub_core.retry import ExponentialBackoff, FixedDelay, NoRetry, RetryPolicy
 from pubsub_core.settings import Settings
 from pubsub_core.topic import Topic
+
+if TYPE_CHECKING:
+    from pubsub_core.worker.process import Worker
 
 __version__ = "0.1.0"
 
@@ -71,5 +76,15 @@ __all__ = [
     "Topic",
     "Undecodable",
     "ValidationError",
+    "Worker",
     "current_message",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the worker when it is first asked for: who only publishes does not pay for it."""
+    if name != "Worker":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from pubsub_core.worker.process import Worker
+
+    return Worker

@@ -1,7 +1,7 @@
 """The seam: what a backend must do. The docstrings are the specification, `pubsub_core.testing` its executable form.
 
-Brokers see bytes: payload types live in the codec. Every method may raise a `BrokerError`; the caller decides whether to
-try again. Where a method says "idempotent", repeating it after an error is safe and right.
+Brokers see bytes: payload types live in the codec. Every method may raise a `BrokerError`; the caller decides whether
+to try again. Where a method says "idempotent", repeating it after an error is safe and right.
 """
 
 from collections.abc import Mapping, Sequence
@@ -61,7 +61,7 @@ class Consumer(Protocol):
         """Acknowledge `done`, then return what there is, at most `credit[key]` deliveries of each subscription.
 
         Per topic in the order of publishing; a delivery that comes again (nack, release, a crash) when it is due.
-        Waits up to `wait` seconds for the first one, less if `wake` is called, and returns an empty sequence if none came.
+        Waits up to `wait` seconds for the first one, less if `wake` is called; returns an empty sequence if none came.
         Only subscriptions with a credit of 1 or more are asked for. A group that does not exist is made, at its
         `start`. On an error `done` may have been acknowledged or not: pass it again, to this method or to `ack`.
         An entry that another program wrote is delivered too; see the backend for what its payload is.
@@ -101,7 +101,8 @@ class Consumer(Protocol):
     def close(self) -> None:
         """Leave the groups. What is still held goes back uncounted, as by `release`. Idempotent; never raises.
 
-        If the broker cannot be reached, others take over as if the process had died. Not to be called while `receive` runs.
+        If the broker cannot be reached, others take over as if the process had died. Not to be called while `receive`
+        runs.
         """
 
 
@@ -111,8 +112,8 @@ class Broker(Protocol):
     def publish(self, messages: Sequence[Message[bytes]]) -> None:
         """Store the messages, those of one topic in the order given. When it returns they are stored.
 
-        Blocks for `publish_timeout` at most. Raises BrokerUnavailable, BrokerFull or NotPermitted if none was stored, and
-        PublishUncertain, with the ids in question, if that cannot be known.
+        Blocks for `publish_timeout` at most. Raises BrokerUnavailable, BrokerFull or NotPermitted if none was stored,
+        and PublishUncertain, with the ids in question, if that cannot be known.
         """
 
     def consumer(self, memberships: Sequence[Membership], name: str) -> Consumer:

@@ -40,7 +40,7 @@ class UntypedJson:
         """Do nothing: there is no type that could be wrong."""
 
     def encode(self, payload: Any) -> bytes:
-        """Return compact JSON. Models, dataclasses, UUIDs, datetimes and the like are written as pydantic writes them."""
+        """Return compact JSON. Models, dataclasses, UUIDs, datetimes and the like are written by pydantic."""
         try:
             encoded = pydantic_core.to_json(payload, inf_nan_mode="constants")
         except pydantic_core.PydanticSerializationError as error:

@@ -4,7 +4,7 @@
     ├── ConfigurationError          a setting, URL, name or target that cannot work (also a ValueError)
     │   └── SubscriptionError       a handler that cannot be subscribed as written
     ├── PublishError                a publish that did not end in "stored"
-    │   ├── ValidationError         refused: the payload is not what the topic carries; nothing was sent (also a ValueError)
+    │   ├── ValidationError         refused: not what the topic carries; nothing was sent (also a ValueError)
     │   │   └── PayloadTooLarge     refused: larger than PUBSUB_MAX_PAYLOAD; nothing was sent
     │   └── PublishUncertain        the broker may or may not have stored it; `message_ids` says which
     ├── BrokerError                 the broker refused, or cannot be reached

@@ -67,7 +67,7 @@ DeadLetterKind = Literal[
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterReason:
-    """Why a delivery was given up. `error` is the exception's class, `detail` its text, both cut to a bounded length."""
+    """Why a delivery was given up. `error` is the exception's class, `detail` its text, both cut to a length."""
 
     kind: DeadLetterKind
     error: str = ""

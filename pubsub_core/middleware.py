@@ -1,7 +1,7 @@
 """Functions around every handler, and around every publish.
 
-A handle middleware gets the decoded delivery and `call_next`; the handler runs inside `call_next`. What it raises is what
-the handler would have raised: it is settled in the same way. The one added first is the outermost.
+A handle middleware gets the decoded delivery and `call_next`; the handler runs inside `call_next`. What it raises
+is settled as if the handler had raised it. The one added first is the outermost.
 
     def log_duration(delivery: Delivery[Any], call_next: HandleNext) -> None:
         started = monotonic()

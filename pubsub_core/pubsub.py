@@ -195,6 +195,10 @@ class PubSub:
         headers: Mapping[str, str] | None,
     ) -> Message[Any]:
         name = topic.name if isinstance(topic, Topic) else self.topic(topic).name
+        if isinstance(topic, Topic) and self._topics.get(name) is not topic:
+            raise ConfigurationError(
+                f"{topic!r} was declared on another PubSub: publish it there, or declare it here too"
+            )
         if key is not None and not isinstance(key, str):
             raise ValidationError(f"key={key!r} on topic {name!r}: a key is text")
         now = datetime.fromtimestamp(runtime.clock.time(), UTC)

@@ -1,23 +1,48 @@
 """Topics: named streams of messages of one schema."""
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from pubsub_core.broker import Start
 from pubsub_core.retry import RetryPolicy
 
 if TYPE_CHECKING:
     from pubsub_core.codec import TypedJson, UntypedJson
-    from pubsub_core.pubsub import PubSub
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class Owner(Protocol):
+    """What a topic needs of the `PubSub` that declared it."""
+
+    def publish(
+        self,
+        topic: "str | Topic[T]",
+        payload: T,
+        *,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> str:
+        """See `PubSub.publish`."""
+
+    def subscribe(
+        self,
+        topic: "str | Topic[Any]",
+        *,
+        group: str | None = None,
+        retry: RetryPolicy | None = None,
+        timeout: float | None = None,
+        concurrency: int | None = None,
+        start: Start = "earliest",
+    ) -> Callable[[F], F]:
+        """See `PubSub.subscribe`."""
+
+
 class Topic(Generic[T]):
     """A named stream of messages of one schema, made by `PubSub.topic`. Immutable; safe to use from any thread."""
 
-    def __init__(self, pubsub: "PubSub", name: str, schema: Any, stream: str | None) -> None:
+    def __init__(self, pubsub: Owner, name: str, schema: Any, stream: str | None) -> None:
         from pubsub_core.codec import codec_for  # pydantic, which nothing needs before the first topic
 
         self._pubsub = pubsub

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         Topic,
         Undecodable,
         ValidationError,
+        Worker,
         current_message,
     )
     from pubsub_flask.extension import PubSub, State, current_pubsub
@@ -94,6 +95,7 @@ __all__ = [
     "Topic",
     "Undecodable",
     "ValidationError",
+    "Worker",
     "current_message",
     "current_pubsub",
 ]

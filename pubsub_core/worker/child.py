@@ -29,7 +29,7 @@ _CHECK_SECONDS = 1.0  # between two looks whether all threads are alive
 def run_child(load: LoadTarget, options: WorkerOptions, pipe: socket.socket) -> int:
     """Be a worker process until a signal, the end of a burst, or the end of the supervisor; return the exit code.
 
-    `pipe` leads to the supervisor. What is written to it is a JSON object a line; when it closes, the supervisor is dead.
+    `pipe` leads to the supervisor. What is written to it is a JSON object a line; when it closes, that one is dead.
     """
     wake_out, wake_in = socket.socketpair()
     wake_in.setblocking(False)
@@ -58,6 +58,8 @@ def run_child(load: LoadTarget, options: WorkerOptions, pipe: socket.socket) -> 
     worker.start()
     while not worker.is_stopping and not signals:
         readable, _, _ = select.select([pipe, wake_out], [], [], 0.05 if options.burst else _CHECK_SECONDS)
+        if wake_out in readable:
+            wake_out.recv(4096)  # whichever signal it was: the application may have handlers of its own
         if pipe in readable:
             log.warning("the supervisor is gone: stopping")
             break
@@ -136,7 +138,9 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def leave(code: int) -> None:
     """End a forked child, without running what its parent registered for its own exit."""
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    try:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)

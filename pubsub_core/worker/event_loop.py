@@ -3,7 +3,7 @@
 import asyncio
 import contextvars
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any
 
@@ -13,6 +13,7 @@ class EventLoop:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
+        self._tasks: set[asyncio.Task[None]] = set()  # the loop itself does not keep them from being collected
         self.thread = threading.Thread(target=self._loop.run_forever, name="pubsub-event-loop", daemon=True)
 
     def start(self) -> None:
@@ -34,10 +35,15 @@ class EventLoop:
                 else:
                     result.set_result(None)
 
-            self._loop.call_soon_threadsafe(lambda: self._loop.create_task(run(), context=context))
+            self._loop.call_soon_threadsafe(lambda: self._start(run(), context))
             result.result()
 
         return call
+
+    def _start(self, run: Coroutine[Any, Any, None], context: contextvars.Context) -> None:
+        task = self._loop.create_task(run, context=context)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def stop(self) -> None:
         """Ask the loop to end. What runs on it is left where it is."""

@@ -49,7 +49,7 @@ class Executor:
         outcome = self._run(delivery, subscription)
         if log.isEnabledFor(logging.INFO):
             _log_settled(delivery.message, subscription, outcome, monotonic() - started)
-        self._settle(delivery, outcome)
+        self._settle([delivery], outcome)
 
     def _run(self, delivery: Delivery[bytes], subscription: Subscription) -> Outcome:
         raw = delivery.message
@@ -70,37 +70,37 @@ class Executor:
             CURRENT_MESSAGE.reset(token)
         return Acked()
 
-    def _settle(self, delivery: Delivery[bytes], outcome: Outcome) -> None:
-        """Carry out what was decided. The only place that does.
+    def _settle(self, deliveries: Sequence[Delivery[bytes]], outcome: Outcome) -> None:
+        """Carry out what was decided, of one delivery or, if they are released, of several. The only place that does.
 
         If the broker cannot be reached the settler tries again, so that this thread is free for other messages.
         """
         try:
             match outcome:
                 case Acked():
-                    self._settler.ack(delivery)
+                    self._settler.ack(deliveries[0])
                 case Retried(delay):
-                    self._consumer.nack(delivery, delay)
+                    self._consumer.nack(deliveries[0], delay)
                 case DeadLettered(reason):
-                    self._consumer.dead_letter(delivery, reason)
+                    self._consumer.dead_letter(deliveries[0], reason)
                 case Released():
-                    self._consumer.release([delivery])
+                    self._consumer.release(deliveries)
                 case _:
                     assert_never(outcome)
         except LeaseLost as error:
             log.warning("lease lost: %s; the other consumer settles it", error)
         except BrokerError as error:
-            self._settler.try_again(lambda: self._settle(delivery, outcome), error)
+            self._settler.try_again(lambda: self._settle(deliveries, outcome), error)
 
     def release(self, deliveries: Sequence[Delivery[bytes]]) -> None:
-        """Hand back deliveries that were not started."""
-        for delivery in deliveries:
-            self._settle(delivery, Released())
+        """Hand back deliveries that were not started, all in one call."""
+        if deliveries:
+            self._settle(deliveries, Released())
 
     def give_up_running(self, deliveries: Sequence[Delivery[bytes]]) -> None:
         """Give deliveries whose handlers are cut short to others, at once; their attempts count."""
         for delivery in deliveries:
-            self._settle(delivery, Retried(0.0))
+            self._settle([delivery], Retried(0.0))
 
 
 def _caller(subscription: Subscription, loop: EventLoop | None) -> HandleNext:
@@ -152,20 +152,33 @@ def _failed(message: Message[bytes], subscription: Subscription, error: BaseExce
         extra=_fields(message),
     )
     if not isinstance(error, Exception):
-        error = WorkerError(f"the handler raised {type(error).__name__}: {error}").with_traceback(error.__traceback__)
+        text = f"the handler raised {type(error).__name__}: {_text(error)}"
+        error = WorkerError(text).with_traceback(error.__traceback__)
     try:
         delay = subscription.retry.next_delay(message.attempt, error)
         if delay is not None and not 0 <= delay < math.inf:
             raise ValueError(f"it returned {delay!r}: seconds, 0 or more, or None")
-    except Exception as broken:
+    except BaseException as broken:
         log.exception("the retry policy of %s failed: %s", subscription.handler.name, type(broken).__name__)
         return Retried(_POLICY_BROKEN_DELAY)
     return DeadLettered(_reason("retries exhausted", error)) if delay is None else Retried(delay)
 
 
 def _reason(kind: DeadLetterKind, error: BaseException) -> DeadLetterReason:
-    trace = "".join(traceback.format_exception(error))
-    return DeadLetterReason(kind, type(error).__name__, str(error)[:_DETAIL_LENGTH], trace[-_TRACEBACK_LENGTH:])
+    trace = "".join(traceback.format_exception(error))[-_TRACEBACK_LENGTH:]
+    return DeadLetterReason(kind, type(error).__name__, _text(error)[:_DETAIL_LENGTH], _writable(trace))
+
+
+def _text(error: BaseException) -> str:
+    """Return the error's text. It is the user's, so it may raise instead, or hold what UTF-8 cannot say."""
+    try:
+        return _writable(str(error))
+    except Exception as broken:  # noqa: BLE001  # the text says so
+        return f"(its text cannot be had: {type(broken).__name__})"
+
+
+def _writable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _log_settled(message: Message[bytes], subscription: Subscription, outcome: Outcome, seconds: float) -> None:

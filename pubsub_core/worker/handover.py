@@ -1,13 +1,14 @@
 """Between reading and handling: the deliveries in hand, who reads next, and how much to ask for.
 
-Leaders and followers: of the handler threads that have nothing to do, one reads; then it handles what it read, and another
-reads on. So a delivery is handled by the thread that read it, without a hand-over, or by the next free one.
+Leaders and followers: of the handler threads that have nothing to do, one reads; then it handles what it read, and
+another reads on. So a delivery is handled by the thread that read it, without a hand-over, or by the next free one.
 """
 
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from time import monotonic
 
 from pubsub_core.message import Delivery, SubscriptionKey
 from pubsub_core.subscription import Subscription
@@ -18,6 +19,7 @@ Read = Callable[[Credit], Sequence[Delivery[bytes]]]
 _AHEAD = 0.02  # seconds of all threads' work to have in hand: enough to hide a round trip, too little to hoard
 _MOST = 500  # of one subscription in hand, however fast its handler
 _WEIGHT = 0.2  # of the newest duration in the pace
+_STALLED = 1.0  # seconds in which a subscription with something waiting started nothing
 
 
 @dataclass(slots=True)
@@ -28,6 +30,7 @@ class _Line:
     waiting: deque[Delivery[bytes]] = field(default_factory=deque)
     running: int = 0
     pace: float | None = None  # seconds a handler takes, lately
+    moved_at: float = 0.0  # when the first that waits came to be the first
 
     @property
     def in_hand(self) -> int:
@@ -84,6 +87,7 @@ class Handover:
                     line = self._lines[delivery.subscription]
                     if not line.waiting:
                         self._turns.append(line)
+                        line.moved_at = monotonic()
                     line.waiting.append(delivery)
                 self._waiting += len(deliveries)
                 if self._idle:
@@ -95,6 +99,7 @@ class Handover:
         delivery = line.waiting.popleft()
         if line.waiting:
             self._turns.append(line)
+            line.moved_at = monotonic()
         line.running += 1
         self._waiting -= 1
         self._running[id(delivery)] = delivery
@@ -121,9 +126,26 @@ class Handover:
         return {key: self._credit_of(line, share) for key, line in self._lines.items()}
 
     def _credit_of(self, line: _Line, share: int) -> int:
-        ahead = 0 if line.pace is None else min(_MOST, int(self._threads * _AHEAD / max(line.pace, 1e-6)))
-        credit = max(share, ahead - line.in_hand)
+        credit = max(share, self._ahead(line) - line.in_hand)
         return credit if line.concurrency is None else min(credit, line.concurrency - line.in_hand)
+
+    def _ahead(self, line: _Line) -> int:
+        return 0 if line.pace is None else min(_MOST, int(self._threads * _AHEAD / max(line.pace, 1e-6)))
+
+    def take_surplus(self) -> list[Delivery[bytes]]:
+        """Remove and return what waits although it will not be started soon: its handlers became slow since it was read."""
+        surplus: list[Delivery[bytes]] = []
+        now = monotonic()
+        with self._changed:
+            for line in self._turns:
+                stalled = now - line.moved_at
+                if stalled > _STALLED:
+                    line.pace = max(line.pace or 0.0, stalled)
+                keep = 0 if stalled > _STALLED else max(self._threads, 2 * self._ahead(line))
+                surplus += (line.waiting.pop() for _ in range(len(line.waiting) - keep))
+            self._turns = deque(line for line in self._turns if line.waiting)
+            self._waiting -= len(surplus)
+        return surplus
 
     @property
     def is_empty(self) -> bool:

@@ -24,6 +24,7 @@ log = logging.getLogger("pubsub")
 
 _WAIT = 5.0  # seconds a read waits for something new; a wake-up ends it at once
 _BURST_WAIT = 0.05
+_LOOK = 1.0  # seconds between two looks for what is too much in hand
 _MAX_PAUSE = 5.0
 
 
@@ -145,19 +146,23 @@ class Worker:
             started = monotonic()
             self._executor.execute(delivery)
             self._handover.finished(delivery, monotonic() - started)
+        self._executor.release(self._handover.stop())  # what a read brought while it was stopped
 
     def _read(self, credit: Credit) -> Sequence[Delivery[bytes]]:
         """Read once, taking finished acknowledgements along. Never raises for what the broker does: it pauses."""
         done = self._settler.take()
+        wait = _BURST_WAIT if self._is_burst else _WAIT
+        if self._pause:
+            wait = 0.0  # the last read failed: to know soon whether the broker is back
         try:
-            deliveries = self._consumer.receive(credit, _BURST_WAIT if self._is_burst else _WAIT, done)
+            deliveries = self._consumer.receive(credit, wait, done)
         except BrokerError as error:
             self._settler.give_back(done)
             self._note_failed_read(error)
             return ()
         self._was_read = True
         self._pause = 0.0
-        self._outage.end()
+        self._outage.end("reading")
         if self._stopping.is_set():
             self._executor.release(deliveries)
             return ()
@@ -170,19 +175,22 @@ class Worker:
             self.failure = error  # nobody mends this by waiting
             self.stop()
             return
-        self._outage.begin(error)
+        self._outage.begin("reading", error)
         self._pause = min(_MAX_PAUSE, max(0.05, self._pause * 2))
         self._stopping.wait(self._pause * random.uniform(0.5, 1))
 
     def _maintain(self) -> None:
-        """Keep the leases alive, also while the last handlers finish."""
+        """Keep the leases alive, also while the last handlers finish; hand back what turned out to be too much."""
         pause = 0.0
         while not self._is_over.wait(pause):
+            self._executor.release(self._handover.take_surplus())
             try:
-                pause = self._consumer.maintain()
+                pause = min(_LOOK, self._consumer.maintain())
             except BrokerError as error:
-                self._outage.begin(error)
+                self._outage.begin("maintaining", error)
                 pause = min(1.0, self.settings.heartbeat)
+            else:
+                self._outage.end("maintaining")
 
 
 def consumer_name() -> str:

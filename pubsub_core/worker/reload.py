@@ -24,7 +24,7 @@ def check_reload() -> None:
 
 
 def watch_for_changes(pipe: socket.socket) -> int:
-    """Block until a Python file below the working directory changes, or the supervisor is gone; return the exit code."""
+    """Block until a Python file below the working directory changes, or the supervisor is gone; return the code."""
     from watchfiles import PythonFilter, watch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)

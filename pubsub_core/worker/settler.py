@@ -15,6 +15,7 @@ log = logging.getLogger("pubsub")
 
 _GROUP_SECONDS = 0.005
 _MAX_PAUSE = 2.0
+_WHAT = "settling"
 
 
 class Settler:
@@ -60,7 +61,7 @@ class Settler:
 
     def try_again(self, settle: Callable[[], None], error: BrokerError) -> None:
         """Have a settlement that the broker did not take tried again, until it does."""
-        self._outage.begin(error)
+        self._outage.begin(_WHAT, error)
         with self._lock:
             self._again.append(settle)
         self._has_work.set()
@@ -105,7 +106,7 @@ class Settler:
             try:
                 self._consumer.ack(done)
             except BrokerError as error:
-                self._outage.begin(error)
+                self._outage.begin(_WHAT, error)
                 self.give_back(done)
                 return False
         with self._lock:
@@ -115,4 +116,6 @@ class Settler:
         if self._again:
             self._has_work.set()
             return False
+        if done or again:
+            self._outage.end(_WHAT)
         return True

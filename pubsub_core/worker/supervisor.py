@@ -1,4 +1,4 @@
-"""The supervisor: a small process without the application, which starts worker processes and replaces those that die."""
+"""The supervisor: a small process without the application, which starts the worker processes, and replaces them."""
 
 import contextlib
 import json
@@ -45,7 +45,7 @@ class _Child:
 def supervise(load: LoadTarget, options: WorkerOptions) -> int:
     """Run worker processes until a signal ends them; return the exit code.
 
-    `load` is called in each of them, never here. 0: all ended well. 1: some had to be killed, or did not finish in time.
+    `load` is called in each of them, never here. 0: all ended well. 1: some were killed, or did not finish in time.
     2: the application could not be loaded, or cannot work as configured. 130: a second Ctrl-C.
     Must be called on the main thread. SIGTERM and SIGINT drain; a second one ends at once.
     """

@@ -1,8 +1,8 @@
 """Interrupts handlers that run longer than their timeout, and tells which will not be interrupted.
 
 A handler's thread is interrupted by raising HandlerTimeout in it (CPython's PyThreadState_SetAsyncExc): it arrives when
-the thread next runs Python code. Code blocked in C, or that swallows the exception, goes on: after `grace` seconds it is
-given up, which settles its delivery and makes its late result count for nothing.
+the thread next runs Python code. Code blocked in C, or that swallows the exception, goes on: after `grace` seconds it
+is given up, which settles its delivery and makes its late result count for nothing.
 """
 
 import ctypes
@@ -106,9 +106,7 @@ class Timeouts:
             if run.cancel is not None:
                 run.cancel()
             else:
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                    ctypes.c_ulong(run.thread), ctypes.py_object(HandlerTimeout)
-                )
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(run.thread), ctypes.py_object(HandlerTimeout))
 
     def _give_up(self, run: Run) -> None:
         with run.lock:
