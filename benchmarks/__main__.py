@@ -21,6 +21,8 @@ import redis
 from benchmarks import consuming, publishing
 from tests.servers import redis_server
 
+MARKER = '<!-- What follows is written by: make bench ARGS="--markdown docs/performance.md" -->'
+
 
 @dataclass(frozen=True)
 class Row:
@@ -46,7 +48,7 @@ def _spread(values: Sequence[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, metavar="N")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the table as markdown")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="put the table into FILE, below its marker line")
     parser.add_argument("--quick", action="store_true", help="a tenth of the messages, one round: to see that it runs")
     options = parser.parse_args()
     rounds, share = (1, 10) if options.quick else (options.rounds, 1)
@@ -56,7 +58,10 @@ def main() -> None:
     print(f"\n{about}\n")
     print(as_text(rows))
     if options.markdown:
-        options.markdown.write_text(f"{about}\n\n{as_markdown(rows)}\n", encoding="utf-8")
+        before = options.markdown.read_text(encoding="utf-8") if options.markdown.exists() else ""
+        kept, marker, _ = before.partition(MARKER)
+        table = f"{kept}{marker or MARKER}\n\n{about}\n\n{as_markdown(rows)}\n"
+        options.markdown.write_text(table, encoding="utf-8")
 
 
 def measure(url: str, rounds: int, share: int) -> list[Row]:

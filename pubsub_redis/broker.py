@@ -4,8 +4,10 @@ import os
 import random
 import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,9 +25,12 @@ _CHUNK_MESSAGES = 500
 _CHUNK_BYTES = 1024 * 1024
 _LOOK_PAGE = 1000
 
+_Name = tuple[str, str]
+"""A message's topic and id."""
+
 
 class RedisBroker:
-    """A broker on Redis Streams. Each thread has a connection of its own to each node; a forked child makes new ones."""
+    """A broker on Redis Streams. A call borrows a connection for as long as it runs; a forked child makes new ones."""
 
     def __init__(self, servers: Servers, options: BrokerOptions, shown_url: str) -> None:
         self.servers = servers
@@ -33,30 +38,29 @@ class RedisBroker:
         self.shown_url = shown_url
         self._keys: dict[str, TopicKeys] = {}
         self._random = random.Random()
-        self._start_afresh()
-
-    def _start_afresh(self) -> None:
-        """Forget every connection: after `close`, and in a forked child, which must never use its parent's."""
+        self._idle: defaultdict[Node, deque[Link]] = defaultdict(deque)
         self._process = os.getpid()
-        self._own = threading.local()
-        self._links_lock = threading.Lock()
-        self._links: list[Link] = []
 
     # Connections
 
-    def link(self, node: Node) -> Link:
-        """Return this thread's connection to a node."""
+    @contextmanager
+    def borrowed(self, node: Node) -> Iterator[Link]:
+        """Lend a connection to a node, perhaps not yet open. No other thread has it meanwhile."""
         if os.getpid() != self._process:
-            self._start_afresh()
-        links: dict[Node, Link] | None = getattr(self._own, "links", None)
-        if links is None:
-            links = self._own.links = {}
-        link = links.get(node)
-        if link is None:
-            link = links[node] = self.new_link(node)
-            with self._links_lock:
-                self._links.append(link)
-        return link
+            self._idle = defaultdict(deque)  # the others are our parent's, which we must never use
+            self._process = os.getpid()  # last: another thread of ours would take one of those
+        idle = self._idle[node]
+        try:
+            link = idle.pop()
+        except IndexError:
+            link = self.new_link(node)
+        try:
+            yield link
+        finally:
+            if link.is_open and not link.is_hurried:
+                idle.append(link)
+            else:
+                link.close()
 
     def new_link(self, node: Node) -> Link:
         """Return a connection of its own, not yet open, which the caller closes."""
@@ -71,11 +75,17 @@ class RedisBroker:
         return keys
 
     def call(self, stream: str, command: Command, what: str) -> Any:
-        """Run a command on the node that keeps `stream`, on this thread's connection. Raises our errors."""
-        with broker_errors(f"{what} at {self.shown_url}"):
-            link = self.link(self.servers.node_of(stream))
+        """Run a command on the node that keeps `stream`. Raises our errors."""
+        what = f"{what} at {self.shown_url}"
         try:
-            return link.call(*command, what=f"{what} at {self.shown_url}")
+            with broker_errors(what):
+                node = self.servers.node_of(stream)
+            with self.borrowed(node) as link:
+                try:
+                    return link.call(*command, what=what)
+                except BrokerUnavailable:
+                    link.close()  # it may lead to a server that is not the master any more
+                    raise
         except BrokerUnavailable:
             self.servers.forget()
             raise
@@ -85,8 +95,9 @@ class RedisBroker:
     def publish(self, messages: Sequence[Message[bytes]]) -> None:
         """Store the messages. See the seam."""
         deadline = time.monotonic() + self.options.publish_timeout
+        publish = _Publish(self, len(messages), deadline, self._random)
         for chunk in _chunks(messages):
-            _Publish(self, chunk, deadline, self._random).run()
+            publish.run(chunk)
 
     # Consuming and looking
 
@@ -109,30 +120,30 @@ class RedisBroker:
         return letters
 
     def close(self) -> None:
-        """Close every connection that threads of this process opened."""
-        with self._links_lock:
-            links, self._links = self._links, []
-        if os.getpid() == self._process:
-            for link in links:
-                link.close()
-        self._start_afresh()
+        """Close every connection of this process that nobody uses now."""
+        if os.getpid() != self._process:
+            return
+        for idle in [*self._idle.values()]:
+            while idle:
+                idle.pop().close()
 
 
 class _Publish:
     """One publish, which may take several tries. Knows what is stored for certain, and what may be."""
 
-    def __init__(
-        self, broker: RedisBroker, messages: Sequence[Message[bytes]], deadline: float, rng: random.Random
-    ) -> None:
+    def __init__(self, broker: RedisBroker, count: int, deadline: float, rng: random.Random) -> None:
         self._broker = broker
-        self._waiting = list(messages)
+        self._count = count
+        self._stored = 0
         self._deadline = deadline
         self._random = rng
         self._began = time.monotonic()
-        self._doubtful: dict[str, int] = {}  # message id → client id of the connection it was last sent on
+        self._waiting: dict[_Name, Message[bytes]] = {}
+        self._doubtful: dict[_Name, tuple[int, bytes]] = {}  # and the connection that they were last sent on
 
-    def run(self) -> None:
+    def run(self, messages: Sequence[Message[bytes]]) -> None:
         """Try until all are stored, or the time is over, or the server refuses for certain."""
+        self._waiting = {_name(message): message for message in messages}
         pause = 0.02
         while True:
             try:
@@ -141,8 +152,7 @@ class _Publish:
                 return
             except BrokerUnavailable as error:
                 self._broker.servers.forget()
-                now = time.monotonic()
-                if now + pause >= self._deadline:
+                if time.monotonic() + pause >= self._deadline:
                     raise self._final(error) from error.__cause__
                 threading.Event().wait(pause * (0.5 + self._random.random()))
                 pause = min(pause * 2, 0.5)
@@ -150,63 +160,113 @@ class _Publish:
                 raise self._final(error) from error.__cause__
 
     def _final(self, error: BrokerError) -> Exception:
+        stored = f". Of {self._count} messages {self._stored} are stored" if self._stored else ""
         if not self._doubtful:
-            return error
+            return type(error)(f"{error}{stored}")
         return PublishUncertain(
-            f"{error}. {len(self._doubtful)} messages were sent but not confirmed, and could not be looked for: "
+            f"{error}{stored}. {len(self._doubtful)} messages were sent, not confirmed, and could not be looked for: "
             "they may be stored",
-            tuple(self._doubtful),
+            tuple(message_id for _, message_id in self._doubtful),
         )
 
     def _try_once(self) -> None:
         by_node: dict[Node, list[Message[bytes]]] = defaultdict(list)
-        for message in self._waiting:
+        for message in self._waiting.values():
             by_node[self._broker.servers.node_of(self._broker.keys(message.topic).stream)].append(message)
         for node, messages in by_node.items():
-            link = self._broker.link(node)
-            link.open()
-            self._send(link, self._without_stored(link, messages) if self._doubtful else messages)
+            with self._broker.borrowed(node) as link:
+                link.open(self._deadline - time.monotonic())
+                try:
+                    self._send(link, self._without_stored(link, messages) if self._doubtful else messages)
+                except BrokerUnavailable:
+                    link.close()  # it may lead to a server that is not the master any more
+                    raise
 
     def _send(self, link: Link, messages: Sequence[Message[bytes]]) -> None:
-        keys = self._broker.keys
-        commands = [add_command(keys(message.topic).stream, message) for message in messages]
-        if not commands:
+        """Send in one go: a single message as it is, those of one topic as a transaction, so that all or none of them
+        are stored, in their order.
+        """
+        by_stream: dict[str, list[Message[bytes]]] = defaultdict(list)
+        for message in messages:
+            by_stream[self._broker.keys(message.topic).stream].append(message)
+        batches = [_Batch(stream, members) for stream, members in by_stream.items()]
+        if not batches:
             return
-        client_id = link.client_id
-        for message in messages:
-            self._doubtful[message.id] = client_id
-        link.send(commands)
-        refused: Exception | None = None
-        for message in messages:
-            reply = link.read()
-            del self._doubtful[message.id]
-            if isinstance(reply, Exception):
-                refused = refused or reply
-            else:
-                self._waiting.remove(message) if self._waiting[0] is not message else self._waiting.pop(0)
-        if refused is not None:
-            topic = self._waiting[0].topic
-            raise translated(refused, f"publishing to {topic!r} at {self._broker.shown_url}") from refused
+        self._doubtful.update(dict.fromkeys(map(_name, messages), (link.client_id, link.address)))
+        link.send([command for batch in batches for command in batch.commands()])
+        refused: list[BrokerError] = []
+        for batch in batches:
+            for message, reply in zip(batch.messages, batch.read_replies(link), strict=True):
+                if isinstance(reply, Exception):
+                    del self._doubtful[_name(message)]
+                    what = f"publishing to {message.topic!r} (key {batch.stream!r}) at {self._broker.shown_url}"
+                    error = translated(reply, what)
+                    error.__cause__ = reply
+                    refused.append(error)
+                else:
+                    self._is_stored(_name(message))
+        if refused:
+            raise refused[0]
 
     def _without_stored(self, link: Link, messages: list[Message[bytes]]) -> list[Message[bytes]]:
         """Find out which of the doubtful messages are stored, and return the others.
 
-        The connection that they were sent on is killed first: afterwards nothing on it can still be carried out.
+        The connection that they were sent on is killed first: afterwards nothing on it can still be carried out. It is
+        named by its address too, as a server that was started anew gives its id to somebody else.
         """
-        doubtful = {message.id for message in messages if message.id in self._doubtful}
-        if not doubtful:
-            return messages
-        for client_id in {self._doubtful[one] for one in doubtful} - {link.client_id}:
-            checked(link.ask([("CLIENT", "KILL", "ID", client_id)])[0], "fencing off a broken connection")
-        seconds = checked(link.ask([("TIME",)])[0], "asking for the time")[0]
-        oldest = (int(seconds) - int(time.monotonic() - self._began) - 2) * 1000
-        stored: set[str] = set()
-        for stream in {self._broker.keys(message.topic).stream for message in messages}:
-            stored |= _ids_since(link, stream, oldest) & doubtful
-        for one in doubtful:
-            del self._doubtful[one]
-        self._waiting = [message for message in self._waiting if message.id not in stored]
-        return [message for message in messages if message.id not in stored]
+        doubtful = [message for message in messages if _name(message) in self._doubtful]
+        for client_id, address in {self._doubtful[_name(message)] for message in doubtful}:
+            kill = ("CLIENT", "KILL", "ID", client_id, "ADDR", address)
+            checked(link.ask([kill])[0], "fencing off a broken connection")
+        if doubtful:
+            seconds = checked(link.ask([("TIME",)])[0], "asking for the time")[0]
+            oldest = (int(seconds) - int(time.monotonic() - self._began) - 2) * 1000
+            for topic in {message.topic for message in doubtful}:
+                found = _ids_since(link, self._broker.keys(topic).stream, oldest)
+                for message in doubtful:
+                    if message.topic == topic and message.id in found:
+                        self._is_stored(_name(message))
+        for message in doubtful:
+            self._doubtful.pop(_name(message), None)
+        return [message for message in messages if _name(message) in self._waiting]
+
+    def _is_stored(self, name: _Name) -> None:
+        self._stored += 1
+        del self._waiting[name]
+        del self._doubtful[name]
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """The messages of one publish that go to one stream."""
+
+    stream: str
+    messages: Sequence[Message[bytes]]
+
+    def commands(self) -> list[Command]:
+        """Return what to send."""
+        adds = [add_command(self.stream, message) for message in self.messages]
+        return adds if len(adds) == 1 else [("MULTI",), *adds, ("EXEC",)]
+
+    def read_replies(self, link: Link) -> list[Any]:
+        """Read what `commands` brings: the reply to each message.
+
+        Whoever may not use transactions gets the replies at once, and so does without.
+        """
+        if len(self.messages) == 1:
+            return [link.read()]
+        link.read()
+        replies = [link.read() for _ in self.messages]
+        results = link.read()
+        if isinstance(results, Exception):
+            refused = next((one for one in replies if isinstance(one, Exception)), results)
+            return [refused if one == b"QUEUED" else one for one in replies]
+        queued = iter(results)
+        return [next(queued) if one == b"QUEUED" else one for one in replies]
+
+
+def _name(message: Message[bytes]) -> _Name:
+    return message.topic, message.id
 
 
 def _ids_since(link: Link, stream: str, oldest: int) -> set[str]:

@@ -1,23 +1,25 @@
 """One worker process's membership in its groups, on Redis Streams.
 
 The pending list is the truth. What is pending under this consumer's name is what it works on now; what comes again is
-pending under `~parked` and listed in the group's due zset. A delivery leaves the pending list only by ack or by becoming
-a dead letter, so a crash at any point loses nothing.
+pending under `~parked` and listed in the group's due zset. A delivery leaves the pending list only by ack or by
+becoming a dead letter, so a crash at any point loses nothing.
 """
 
+import contextlib
 import json
+import logging
 import os
 import select
 import socket
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from pubsub_core.broker import Membership
-from pubsub_core.errors import BrokerError, LeaseLost
+from pubsub_core.errors import BrokerError, BrokerFull, BrokerUnavailable, LeaseLost, PubSubError
 from pubsub_core.message import DeadLetterReason, Delivery, SubscriptionKey
 from pubsub_redis.entry import letter_fields, read_entry
 from pubsub_redis.faults import FOREIGN, is_missing_group, translated
@@ -28,9 +30,12 @@ from pubsub_redis.servers import Node
 if TYPE_CHECKING:
     from pubsub_redis.broker import RedisBroker
 
+log = logging.getLogger(__name__)
+
 _TAKE = 100  # due entries per script call: a burst must not stall the server
+_CONTROL = "~control"  # no group has such a name
 _LOOK_FOR_DUE = 10.0  # seconds; only the safety net below the wake-ups
-_MARGIN = 2.0  # seconds a blocking read may answer late before its connection counts as broken
+_MARGIN = 1.0  # seconds that the server would wait longer than we do, if we did not call it off
 
 Deliveries = list[Delivery[bytes]]
 
@@ -44,10 +49,9 @@ class _Group:
     keys: TopicKeys
     node: Node = ""
     was_made: bool = False
-    is_joined: bool = False
     is_hot: bool = False
     due_at: float = 0.0  # time.monotonic() of the next look for due entries
-    held: dict[str, int] = field(default_factory=dict)  # entry id → attempt
+    held: dict[str, int] = field(default_factory=dict)  # entry id → attempt, of what `receive` returned
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +83,16 @@ class RedisConsumer:
         self._heartbeat = broker.options.heartbeat
         self._links: dict[tuple[Node, str], Link] = {}  # of `receive`: the group's, or "" for the control channel
         self._control: Link | None = None
-        self._is_certain = False  # whether `held` is what the server thinks, and all groups are joined
+        self._is_certain = False  # whether `held` is what the server thinks, and all groups are there
         self._wake_out, self._wake_in = socket.socketpair()
         self._wake_out.setblocking(False)
         self._wake_in.setblocking(False)
+        self._was_certain = False
+        self._has_beaten = False
         self._beat_at = 0.0
         self._look_at = 0.0
-        self._suspects: dict[tuple[SubscriptionKey, str], float] = {}
+        self._patient_until = 0.0
+        self._suspects: dict[tuple[SubscriptionKey, bytes], float] = {}  # consumer → when it was first found silent
         self._is_closed = False
 
     @property
@@ -103,16 +110,16 @@ class RedisConsumer:
         try:
             if not self._is_certain:
                 self._make_certain()
-            return self._receive(credit, deadline, done)
-        except BrokerError:
+            received = self._receive(credit, deadline, done)
+        except BaseException as error:
             self._start_over()
+            if isinstance(error, FOREIGN):
+                raise translated(error, f"reading from {self._broker.shown_url}") from error
             raise
-        except FOREIGN as error:
-            self._start_over()
-            raise translated(error, f"reading from {self._broker.shown_url}") from error
-        except BaseException:
-            self._start_over()
-            raise
+        # Not earlier: what the server gave us and an error kept from the caller is handed back.
+        for one in received:
+            self._groups[one.subscription].held[_position(one)] = one.message.attempt
+        return received
 
     def _receive(
         self, credit: Mapping[SubscriptionKey, int], deadline: float, done: Sequence[Delivery[bytes]]
@@ -137,43 +144,54 @@ class RedisConsumer:
     def _sweep(
         self, wanted: list[tuple[_Group, int]], due: list[tuple[_Group, int]], done: Sequence[Delivery[bytes]]
     ) -> Deliveries:
-        """Acknowledge, take what is due and read what is new, without waiting: one round trip per node."""
-        taken: Deliveries = []
-        credit_left: dict[SubscriptionKey, int] = {}
+        """Acknowledge, take what is due and read what is new, without waiting.
+
+        One round trip per node, two if something may be due.
+        """
+        if self._control is not None and self._control.has_more():
+            self._read_control()
         acks = self._ack_commands(done)
-        takes = defaultdict(list)
-        for group, count in due:
-            takes[group.node].append((group, count))
-        for node in {*acks, *takes}:
-            commands = [*acks.get(node, []), *(self._take_command(*one) for one in takes[node])]
-            replies = self._link(node, "").ask(commands)
-            self._check_all(replies)
-            for (group, count), reply in zip(takes[node], replies[len(commands) - len(takes[node]) :], strict=True):
-                new = self._taken(group, reply)
-                taken += new
-                credit_left[group.key] = count - len(new)
-        self._forget(done)
-        left = ((group, credit_left.get(group.key, count)) for group, count in wanted)
-        reads = _reads([(group, count) for group, count in left if count > 0])
-        by_node = defaultdict(list)
-        for read in reads:
+        taken = self._take(due, acks) if due else []
+        left = Counter({group.key: count for group, count in wanted})
+        left.subtract(Counter(one.subscription for one in taken))
+        by_node: dict[Node, list[_Read]] = defaultdict(list)
+        for read in _reads([(group, left[group.key]) for group, _ in wanted if left[group.key] > 0]):
             by_node[read.node].append(read)
+        received = taken
+        for node in {*acks, *by_node}:
+            first, reads = acks.get(node, []), by_node[node]
+            replies = self._link(node, "").ask([*first, *(read.command(self._name, None) for read in reads)])
+            self._check_all(replies[: len(first)])
+            self._note_all(reads, replies[len(first) :], received)
+        self._forget(done)
+        return received
+
+    def _take(self, due: list[tuple[_Group, int]], acks: dict[Node, list[Command]]) -> Deliveries:
+        """Acknowledge on the nodes where something may be due, and take it."""
+        by_node = defaultdict(list)
+        for group, count in due:
+            by_node[group.node].append((group, count))
+        taken: Deliveries = []
         for node, here in by_node.items():
-            replies = self._link(node, "").ask([read.command(self._name, None) for read in here])
-            self._note_all(here, replies, taken)
+            first = acks.pop(node, [])
+            replies = self._link(node, "").ask([*first, *(self._take_command(*one) for one in here)])
+            self._check_all(replies)
+            for (group, _), reply in zip(here, replies[len(first) :], strict=True):
+                taken += self._taken(group, reply)
         return taken
 
     def _block(self, reads: list[_Read], wait: float, done: Sequence[Delivery[bytes]]) -> tuple[Deliveries, bool]:
         """Acknowledge, then wait for the first new entry. Also tells whether `wake` was called.
 
-        When it returns nothing is on its way any more: what it did not want to wait for is called off.
+        When it returns nothing is on its way any more: what did not answer is called off. So it is we who look at the
+        clock; a server that has little to do looks ten times a second only.
         """
         acks = self._ack_commands(done)
         asked: list[tuple[_Read, Link]] = []
         for read in _merged(reads):
             link = self._link(read.node, read.group)
             first = acks.pop(read.node, [])
-            link.send([*first, read.command(self._name, wait)])
+            link.send([*first, read.command(self._name, wait + _MARGIN)])
             self._check_all([link.read() for _ in first])
             asked.append((read, link))
         for node, commands in acks.items():
@@ -194,24 +212,34 @@ class RedisConsumer:
         by_fd = {link.fileno(): link for link in links}
         for fd in [*by_fd, self._wake_out.fileno(), *([self._control.fileno()] if self._control else [])]:
             poll.register(fd, select.POLLIN)
-        events = {fd for fd, _ in poll.poll((wait + (_MARGIN if links else 0)) * 1000)}
+        events = {fd for fd, _ in poll.poll(wait * 1000)}
         ready = [link for fd, link in by_fd.items() if fd in events]
         if self._wake_out.fileno() in events:
             _drain(self._wake_out)
             return ready, True
         if self._control is not None and self._control.fileno() in events:
             self._read_control()
-        if links and not events:
-            raise TimeoutError(f"no answer to a read within {wait + _MARGIN:.1f} s")
         return ready, False
 
     def _call_off(self, waiting: Sequence[tuple[_Read, Link]]) -> None:
-        """Make the server answer blocked reads now."""
-        by_node = defaultdict(list)
-        for read, link in waiting:
-            by_node[read.node].append(link)
-        for node, links in by_node.items():
-            self._check_all(self._link(node, "").ask([("CLIENT", "UNBLOCK", link.client_id) for link in links]))
+        """Make the server answer blocked reads now.
+
+        It may see this before the read itself, which comes on another connection: so until there is an answer.
+        """
+        deadline = time.monotonic() + 2 * _MARGIN
+        while waiting:
+            if time.monotonic() > deadline:
+                raise TimeoutError("no answer to a read that was called off")
+            by_node = defaultdict(list)
+            for read, link in waiting:
+                by_node[read.node].append(link)
+            for node, links in by_node.items():
+                self._check_all(self._link(node, "").ask([("CLIENT", "UNBLOCK", link.client_id) for link in links]))
+            poll = select.poll()
+            for _, link in waiting:
+                poll.register(link.fileno(), select.POLLIN)
+            answered = {fd for fd, _ in poll.poll(20)}
+            waiting = [(read, link) for read, link in waiting if link.fileno() not in answered]
 
     def _read_control(self) -> None:
         """Take note of wake-ups: a group has something due earlier than it had."""
@@ -238,7 +266,7 @@ class RedisConsumer:
         return [self._delivery(group, entry_id, values, attempt) for entry_id, attempt, values in reply[1:]]
 
     def _note_all(self, reads: Sequence[_Read], replies: Sequence[Any], received: Deliveries) -> None:
-        """Turn the replies of reads into deliveries. All are noted as held before an error is raised."""
+        """Turn the replies of reads into deliveries. Raises the first error only if there is nothing to hand out."""
         errors: list[Exception] = []
         for read, reply in zip(reads, replies, strict=True):
             if isinstance(reply, Exception):
@@ -254,61 +282,59 @@ class RedisConsumer:
         if errors and not received:
             self._check_all(errors)
         elif errors:
-            self._is_certain = False  # hand out what came; the next call finds out what is wrong
+            self._is_certain = False  # hand out what came; the next call gets certain, and finds out what is wrong
 
     def _delivery(self, group: _Group, entry_id: bytes, values: list[bytes], attempt: int) -> Delivery[bytes]:
         message = read_entry(group.key.topic, group.key.group, entry_id, values, attempt)
-        group.held[entry_id.decode()] = attempt
         return Delivery(message, group.key)
 
     def _check_all(self, replies: Sequence[Any]) -> None:
-        """Raise the first error among the replies, and take note if a group is gone."""
+        """Raise the first error among the replies."""
         for reply in replies:
-            if isinstance(reply, Exception):
-                if is_missing_group(reply):
-                    for group in self._groups.values():
-                        group.is_joined = False
-                raise translated(reply, f"reading from {self._broker.shown_url}") from reply
+            checked(reply, f"reading from {self._broker.shown_url}")
 
     # Joining, and getting certain again after an error
 
     def _make_certain(self) -> None:
-        """Show that we live, join the groups, and hand back what the server gave us in a reply that never came."""
+        """Show that we live, join the groups, and hand back what the server gave us in a reply that never came.
+
+        After an outage all signs of life may have expired, so nobody is taken for dead before he had time to come back.
+        """
         self.beat()
         for group in self._groups.values():
             group.node = self._broker.servers.node_of(group.keys.stream)
             self._join(group)
-        if self._control is None:
-            control = self._broker.new_link(self._any_node())
-            control.open()
-            control.send([("SUBSCRIBE", control_channel(self._namespace))])
-            reply = control.read()
-            if isinstance(reply, Exception):
-                control.close()  # not permitted: we look from time to time
-            else:
-                self._control = control
+        self._control = self._subscribed()
         for group in self._groups.values():
             self._hand_back_unseen(group)
             group.due_at = 0.0
-        self._is_certain = True
+        if self._was_certain:
+            self._patient_until = time.monotonic() + 4 * self._heartbeat
+        self._is_certain = self._was_certain = True
+
+    def _subscribed(self) -> Link | None:
+        """Return a connection on which wake-ups come, or None if that is not permitted: we look by ourselves too."""
+        link = self._link(self._any_node(), _CONTROL)
+        (reply,) = link.ask([("SUBSCRIBE", control_channel(self._namespace))])
+        return None if isinstance(reply, Exception) else link
 
     def _any_node(self) -> Node:
         return next((group.node for group in self._groups.values()), "")
 
     def _join(self, group: _Group) -> None:
         """Make the group if there is none. One that was lost begins at the oldest message: better twice than never."""
-        if group.is_joined:
-            return
         start = "0" if group.was_made else _start_id(group.start)
         what = f"joining group {group.key.group!r} of topic {group.key.topic!r} (key {group.keys.stream!r})"
+        link = self._link(group.node, "")
         try:
-            self._link(group.node, "").call(
-                "XGROUP", "CREATE", group.keys.stream, group.key.group, start, "MKSTREAM", what=what
-            )
+            link.call("XGROUP", "CREATE", group.keys.stream, group.key.group, start, "MKSTREAM", what=what)
+        except BrokerFull:
+            # Without memory none can be made, but what is there must be worked off all the same.
+            link.call("XPENDING", group.keys.stream, group.key.group, what=what)
         except BrokerError as error:
             if "BUSYGROUP" not in str(error):
                 raise
-        group.was_made = group.is_joined = True
+        group.was_made = True
 
     def _hand_back_unseen(self, group: _Group) -> None:
         """Park, uncounted, what is pending under our name though we do not hold it."""
@@ -335,14 +361,14 @@ class RedisConsumer:
     def _start_over(self) -> None:
         """After an error: close every connection of `receive`, and get certain again at the next call."""
         self._is_certain = False
-        for link in [*self._links.values(), *([self._control] if self._control else [])]:
+        for link in self._links.values():
             link.close()
         self._links.clear()
         self._control = None
         self._broker.servers.forget()
 
     def _link(self, node: Node, group: str) -> Link:
-        """Return `receive`'s connection to a node: one for each group to block on, and "" for what does not block."""
+        """Return `receive`'s connection to a node: one for each group to block on, "" for what does not block."""
         link = self._links.get((node, group))
         if link is None:
             link = self._links[node, group] = self._broker.new_link(node)
@@ -367,11 +393,15 @@ class RedisConsumer:
 
     def nack(self, delivery: Delivery[bytes], delay: float) -> None:
         """See the seam."""
-        if self._park([delivery], delay, counts=True):
+        lost = self._park([delivery], delay, counts=True)
+        self._forget([delivery])
+        if lost:
             raise _lost(delivery)
 
     def release(self, deliveries: Sequence[Delivery[bytes]]) -> None:
         """See the seam."""
+        # Forgotten first, as they may be back at once in the same attempt. If it fails, they are handed back as unseen.
+        self._forget(deliveries)
         self._park(deliveries, 0.0, counts=False)
 
     def dead_letter(self, delivery: Delivery[bytes], reason: DeadLetterReason) -> None:
@@ -399,7 +429,6 @@ class RedisConsumer:
                 command = self._park_command(group, delay, entries[start : start + 200], counts=counts)
                 lost += self._call(command, "giving back")
             group.due_at = min(group.due_at, time.monotonic() + delay)
-        self._forget(deliveries)
         if deliveries:
             self.wake()
         return lost
@@ -439,10 +468,18 @@ class RedisConsumer:
     # From time to time: called by one thread at a time, beside `receive`
 
     def beat(self) -> None:
-        """Give a sign of life."""
+        """Give a sign of life.
+
+        A server without memory refuses a new one, but lets us renew the old. Who has none is safe meanwhile, as taking
+        over would need memory, too.
+        """
         key = worker_key(self._namespace, self._name)
-        about = json.dumps({"host": socket.gethostname(), "pid": os.getpid()})
-        self._broker.call(key, ("SET", key, about, "PX", int(4000 * self._heartbeat)), "giving a sign of life")
+        expiry = int(4000 * self._heartbeat)
+        self._has_beaten = True
+        if not self._broker.call(key, ("PEXPIRE", key, expiry), "giving a sign of life"):
+            about = json.dumps({"host": socket.gethostname(), "pid": os.getpid()})
+            with contextlib.suppress(BrokerFull):
+                self._broker.call(key, ("SET", key, about, "PX", expiry), "giving a sign of life")
 
     def maintain(self) -> float:
         """See the seam. Of a whole fleet one process looks for dead consumers, every other heartbeat."""
@@ -451,8 +488,10 @@ class RedisConsumer:
             self.beat()
             self._beat_at = now + self._heartbeat
         if now >= self._look_at:
-            self._look_at = now + (self._heartbeat if self._suspects else 2 * self._heartbeat)
-            if self._is_certain and (self._suspects or self._is_our_turn()):
+            self._look_at = now + 2 * self._heartbeat
+            if now < self._patient_until:
+                self._suspects.clear()
+            elif self._is_certain and (self._suspects or self._is_our_turn()):
                 self._look_for_dead_consumers()
                 self._look_at = now + (self._heartbeat if self._suspects else 2 * self._heartbeat)
         return max(0.0, min(self._beat_at, self._look_at) - time.monotonic())
@@ -460,7 +499,10 @@ class RedisConsumer:
     def _is_our_turn(self) -> bool:
         key = look_key(self._namespace)
         period = int(1800 * self._heartbeat)
-        return bool(self._broker.call(key, ("SET", key, self._name, "NX", "PX", period), "taking turns"))
+        try:
+            return bool(self._broker.call(key, ("SET", key, self._name, "NX", "PX", period), "taking turns"))
+        except BrokerFull:
+            return False  # taking over would need memory, too
 
     def _look_for_dead_consumers(self) -> None:
         """Take over from consumers that gave no sign of life at two looks, a heartbeat apart.
@@ -469,45 +511,60 @@ class RedisConsumer:
         give new ones.
         """
         now = time.monotonic()
-        silent = dict(self._silent_consumers())
+        silent = set(self._silent_consumers())
         for suspect, since in [*self._suspects.items()]:
             if suspect not in silent:
                 del self._suspects[suspect]
             elif now - since >= self._heartbeat * 0.9:
+                del self._suspects[suspect]  # first: if that fails, it must be found silent twice again
+                silent.discard(suspect)
                 self._take_over(*suspect)
-                del self._suspects[suspect]
         for suspect in silent:
             self._suspects.setdefault(suspect, now)
 
-    def _silent_consumers(self) -> Iterator[tuple[tuple[SubscriptionKey, str], None]]:
-        alive: dict[str, bool] = {self._name: True, PARKED: True}
+    def _silent_consumers(self) -> Iterator[tuple[SubscriptionKey, bytes]]:
+        alive = {self._name.encode(): True, PARKED.encode(): True}
         for group in self._groups.values():
-            command = ("XINFO", "CONSUMERS", group.keys.stream, group.key.group)
-            for row in self._broker.call(group.keys.stream, command, "looking for dead consumers"):
-                name = row[row.index(b"name") + 1].decode()
+            for name in self._consumers_of(group):
                 if name not in alive:
-                    key = worker_key(self._namespace, name)
-                    alive[name] = bool(self._broker.call(key, ("EXISTS", key), "looking for a sign of life"))
+                    alive[name] = self._has_sign(name)
                 if not alive[name]:
-                    yield (group.key, name), None
+                    yield group.key, name
 
-    def _take_over(self, key: SubscriptionKey, dead: str) -> None:
+    def _consumers_of(self, group: _Group) -> list[bytes]:
+        command = ("XINFO", "CONSUMERS", group.keys.stream, group.key.group)
+        try:
+            rows = self._broker.call(group.keys.stream, command, "looking for dead consumers")
+        except BrokerError as error:
+            if is_missing_group(error.__cause__):
+                return []  # the next `receive` makes it anew
+            raise
+        return [row[row.index(b"name") + 1] for row in rows]
+
+    def _sign_of(self, consumer: bytes) -> str:
+        return worker_key(self._namespace, consumer.decode("utf-8", "replace"))  # ours are UTF-8, others give no signs
+
+    def _has_sign(self, consumer: bytes) -> bool:
+        sign = self._sign_of(consumer)
+        return bool(self._broker.call(sign, ("EXISTS", sign), "looking for a sign of life"))
+
+    def _take_over(self, key: SubscriptionKey, dead: bytes) -> None:
         group = self._groups[key]
-        sign = worker_key(self._namespace, dead)
-        keys = [group.keys.stream, group.keys.due(key.group)]
-        if not self._broker.servers.is_cluster:
-            keys.append(sign)
-        elif self._broker.call(sign, ("EXISTS", sign), "looking for a sign of life"):
+        signs = () if self._broker.servers.is_cluster else (self._sign_of(dead),)
+        if not signs and self._has_sign(dead):
             return
         while True:
-            command = script_call(
-                "take_over", keys, key.group, dead, 200, control_channel(self._namespace), _due_text(key, 0)
-            )
-            parked, is_gone = self._call(command, "taking over from a dead consumer")
+            parked, is_gone = self._call(self._take_over_command(group, dead, *signs), "taking over")
             group.due_at = 0.0
             if is_gone or not parked:
                 self.wake()
                 return
+
+    def _take_over_command(self, group: _Group, consumer: bytes, *signs: str) -> Command:
+        keys = (group.keys.stream, group.keys.due(group.key.group), *signs)
+        return script_call(
+            "take_over", keys, group.key.group, consumer, 200, control_channel(self._namespace), _due_text(group.key, 0)
+        )
 
     def close(self) -> None:
         """See the seam."""
@@ -516,40 +573,34 @@ class RedisConsumer:
         self._is_closed = True
         try:
             for group in self._groups.values():
-                if group.is_joined:
+                if group.was_made:
                     self._leave(group)
-            key = worker_key(self._namespace, self._name)
-            self._broker.call(key, ("DEL", key), "leaving")
-        except BrokerError:
-            pass  #  # others take over once our sign of life expires: that is what it is for
+            if self._has_beaten:
+                sign = worker_key(self._namespace, self._name)
+                self._broker.call(sign, ("DEL", sign), "leaving")
+        except PubSubError as error:
+            log.warning("left without a word, others notice it once the sign of life expires: %s", error)
         self._start_over()
         self._wake_in.close()
         self._wake_out.close()
 
     def _leave(self, group: _Group) -> None:
-        link = self._broker.link(group.node)
         group.held.clear()
-        while True:
-            page = checked(
-                link.ask([("XPENDING", group.keys.stream, group.key.group, "-", "+", 200, self._name)])[0], "leaving"
-            )
-            entries = [(one[0].decode(), int(one[3])) for one in page]
-            if not entries:
-                break
-            self._call(self._park_command(group, 0.0, entries, counts=False), "handing back")
-        self._remove_name(group)
-
-    def _remove_name(self, group: _Group) -> None:
-        """Remove our name from the group; the script does so only if nothing is pending under it."""
-        command = script_call(
-            "take_over", (group.keys.stream, group.keys.due(group.key.group)),
-            group.key.group, self._name, 200, control_channel(self._namespace), _due_text(group.key, 0),
-        )  # fmt: skip
-        self._call(command, "leaving")
+        pending = ("XPENDING", group.keys.stream, group.key.group, "-", "+", 200, self._name)
+        try:
+            while page := self._call(pending, "leaving"):
+                entries = [(one[0].decode(), int(one[3])) for one in page]
+                self._call(self._park_command(group, 0.0, entries, counts=False), "handing back")
+            self._call(self._take_over_command(group, self._name.encode()), "leaving")
+        except BrokerUnavailable:
+            raise
+        except BrokerError as error:
+            if not is_missing_group(error.__cause__):
+                log.warning("group %r was left without handing back, others will take over: %s", group.key.group, error)
 
 
 def _reads(wanted: Sequence[tuple[_Group, int]]) -> list[_Read]:
-    """Group what is wanted into as few reads as the counts allow: a hot topic by its credit, the cold by their least."""
+    """Group what is wanted into as few reads as the counts allow: a hot topic by its credit, the cold by the least."""
     hot: dict[tuple[Node, str, int], list[_Group]] = defaultdict(list)
     cold: dict[tuple[Node, str], list[tuple[_Group, int]]] = defaultdict(list)
     for group, count in wanted:

@@ -1,7 +1,7 @@
 """Between messages and stream entries.
 
-An entry of ours has always the same fields in the same order, whose names Redis then stores once per node of the stream.
-Any other entry was written by another program: its fields, as a JSON object of texts, are the payload.
+An entry of ours has always the same fields in the same order, whose names Redis then stores once per node of the
+stream. Any other entry was written by another program: its fields, as a JSON object of texts, are the payload.
 """
 
 from collections.abc import Mapping

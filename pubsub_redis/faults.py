@@ -7,66 +7,79 @@ import redis.exceptions as theirs
 
 from pubsub_core.errors import BrokerError, BrokerFull, BrokerUnavailable, NotPermitted, StreamConflict
 
-# AuthenticationError is a ConnectionError to redis-py, so the order counts: the first that matches wins.
+# The first that matches wins: AuthenticationError is a ConnectionError to redis-py.
 _BY_TYPE: tuple[tuple[type[Exception], type[BrokerError]], ...] = (
     (theirs.AuthenticationError, NotPermitted),
+    (theirs.AuthorizationError, NotPermitted),
     (theirs.AuthenticationWrongNumberOfArgsError, NotPermitted),
     (theirs.NoPermissionError, NotPermitted),
     (theirs.OutOfMemoryError, BrokerFull),
     (theirs.ConnectionError, BrokerUnavailable),
     (theirs.TimeoutError, BrokerUnavailable),
     (theirs.ReadOnlyError, BrokerUnavailable),
-    (theirs.MasterDownError, BrokerUnavailable),
     (theirs.ClusterDownError, BrokerUnavailable),
     (theirs.TryAgainError, BrokerUnavailable),
-    (theirs.MovedError, BrokerUnavailable),
     (theirs.AskError, BrokerUnavailable),
+    (theirs.ClusterError, BrokerUnavailable),
+    (theirs.RedisClusterException, BrokerUnavailable),
     (OSError, BrokerUnavailable),
 )
 
-# Errors that redis-py has no class for, and those of commands inside a script, by their first words. redis-py strips
-# the code of the errors that it has a class for; from within a script they come as "ERR ... script: ..." or with code.
+# Errors that redis-py has no class for, by their code: the first word, or the second after "ERR".
+_BY_CODE: dict[str, type[BrokerError]] = {
+    "WRONGTYPE": StreamConflict,
+    "NOPERM": NotPermitted,
+    "NOAUTH": NotPermitted,
+    "WRONGPASS": NotPermitted,
+    "OOM": BrokerFull,
+    "MISCONF": BrokerUnavailable,
+    "NOREPLICAS": BrokerUnavailable,
+    "BUSY": BrokerUnavailable,
+    "LOADING": BrokerUnavailable,
+    "READONLY": BrokerUnavailable,
+    "MASTERDOWN": BrokerUnavailable,
+    "CLUSTERDOWN": BrokerUnavailable,
+    "TRYAGAIN": BrokerUnavailable,
+    "MOVED": BrokerUnavailable,
+    "ASK": BrokerUnavailable,
+    "UNBLOCKED": BrokerUnavailable,
+}
+
+# And those of commands inside a script, which some servers wrap or strip of their code.
 _BY_TEXT: tuple[tuple[str, type[BrokerError]], ...] = (
-    ("WRONGTYPE", StreamConflict),
-    ("OPERATION AGAINST A KEY HOLDING THE WRONG KIND", StreamConflict),
-    ("NOPERM", NotPermitted),
-    ("NO PERMISSION", NotPermitted),
-    ("NOAUTH", NotPermitted),
-    ("WRONGPASS", NotPermitted),
-    ("OOM", BrokerFull),
-    ("COMMAND NOT ALLOWED WHEN USED MEMORY", BrokerFull),
-    ("MISCONF", BrokerUnavailable),
-    ("NOREPLICAS", BrokerUnavailable),
-    ("BUSY", BrokerUnavailable),
-    ("LOADING", BrokerUnavailable),
-    ("READONLY", BrokerUnavailable),
-    ("MASTERDOWN", BrokerUnavailable),
-    ("CLUSTERDOWN", BrokerUnavailable),
-    ("TRYAGAIN", BrokerUnavailable),
-    ("MOVED", BrokerUnavailable),
-    ("ASK", BrokerUnavailable),
+    ("against a key holding the wrong kind of value", StreamConflict),
+    ("no permission", NotPermitted),
+    ("command not allowed when used memory", BrokerFull),
 )
 
-FOREIGN = (theirs.RedisError, OSError)
+# Not all of redis-py's errors are a RedisError: those of its cluster client are not.
+FOREIGN: tuple[type[Exception], ...] = (
+    OSError,
+    *(one for one in vars(theirs).values() if isinstance(one, type) and issubclass(one, Exception)),
+)
 
 
 def translated(error: BaseException, what: str) -> BrokerError:
     """Return our error for one of redis-py's or the system's, saying `what` was being done."""
     text = str(error)
-    kind = next((ours for foreign, ours in _BY_TYPE if isinstance(error, foreign)), None)
-    if kind is None:
-        upper = text.upper()
-        kind = next((ours for start, ours in _BY_TEXT if start in upper), BrokerError)
+    kind = next((ours for foreign, ours in _BY_TYPE if isinstance(error, foreign)), None) or _kind_by_text(text)
     hint = ""
     if "unknown command" in text.lower() and "eval" in text.lower():
         hint = ". If this is fakeredis, it needs Lua: pip install 'fakeredis[lua]'"
     return kind(f"{what}: {text}{hint}")
 
 
-def is_missing_group(error: Exception) -> bool:
+def _kind_by_text(text: str) -> type[BrokerError]:
+    words = text.split(maxsplit=2)
+    code = words[1] if words[:1] == ["ERR"] and len(words) > 1 else "".join(words[:1])
+    lower = text.lower()
+    return _BY_CODE.get(code) or next((ours for part, ours in _BY_TEXT if part in lower), BrokerError)
+
+
+def is_missing_group(error: BaseException | None) -> bool:
     """Whether a group, or the whole stream, is gone (also while a read was blocked on it)."""
     text = str(error)
-    return text.startswith(("NOGROUP", "UNBLOCKED")) or "No such key" in text or "NOGROUP" in text
+    return text.startswith(("NOGROUP", "UNBLOCKED")) or "no such key" in text.lower()
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """One connection to one server, below `redis.Redis`: packed commands out, plain lists in.
 
-redis-py's `Connection` brings TLS, authentication and the handshake; the command objects, retries and callbacks above it
-cost more than the commands themselves.
+redis-py's `Connection` brings TLS, authentication and the handshake; the command objects, retries and callbacks above
+it cost more than the commands themselves.
 """
 
 import hashlib
@@ -20,7 +20,8 @@ from pubsub_redis.faults import FOREIGN, translated
 
 Command = tuple[str | bytes | int, ...]
 
-_WHO = re.compile(rb"id=(\d+) addr=(.*?) laddr=")
+_CLIENT_ID = re.compile(rb"(?:^| )id=(\d+)")
+_ADDRESS = re.compile(rb"(?:^| )addr=(.*?) \w+=")  # that of a unix socket is a path, which may have blanks
 
 # hiredis declares a tuple of one, and takes any.
 _pack: Callable[[Command], bytes] = hiredis.pack_command  # type: ignore[assignment]
@@ -64,12 +65,15 @@ class Link:
         says so: it is not for others. A server that is loading its data refuses: what was sent to one that cannot serve
         yet would be in doubt.
         """
+        connection = self._connection
+        timeout = max(0.01, min(self._usual_timeout, patience))
+        self.is_hurried = patience < self._usual_timeout
         if self.is_open:
+            if self.is_hurried:
+                self._socket.settimeout(timeout)
             return
         self.close()
-        connection = self._connection
-        connection.socket_timeout = connection.socket_connect_timeout = max(0.01, min(self._usual_timeout, patience))
-        self.is_hurried = patience < self._usual_timeout
+        connection.socket_timeout = connection.socket_connect_timeout = timeout
         try:
             connection.connect()
             self.send([("CLIENT", "INFO"), ("PING",)])
@@ -77,17 +81,21 @@ class Link:
             for reply in (about, pong):
                 if isinstance(reply, Exception):
                     raise reply
-            known = _WHO.match(about)
-            if known is None:
-                raise theirs.InvalidResponse("CLIENT INFO does not begin with id, addr and laddr: not a Redis server?")
-            self.client_id, self.address = int(known[1]), known[2]
+            client_id, address = _CLIENT_ID.search(about), _ADDRESS.search(about)
+            if client_id is None or address is None:
+                raise theirs.InvalidResponse("CLIENT INFO names no id and addr: this is no Redis server")
+            self.client_id, self.address = int(client_id[1]), address[1]
         except BaseException:
             self.close()
             raise
 
+    @property
+    def _socket(self) -> Any:
+        return self._connection._sock  # noqa: SLF001  # redis-py offers no public way to wait on many
+
     def fileno(self) -> int:
         """The socket's, to wait on."""
-        return int(self._connection._sock.fileno())  # noqa: SLF001  # redis-py offers no public way to wait on many
+        return int(self._socket.fileno())
 
     def send(self, commands: Sequence[Command]) -> None:
         """Send the commands in one go."""

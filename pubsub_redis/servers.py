@@ -60,8 +60,8 @@ def _options(parts: SplitResult, timeout: float) -> dict[str, Any]:
     for name, value in query:
         if (name, value.lower()) in {("ssl_cert_reqs", "none"), ("ssl_check_hostname", "false")}:
             raise ConfigurationError(
-                f"PUBSUB_URL {masked(urlunsplit(parts))!r} switches off the check of the server's certificate ({name}). "
-                "Name the authority that signed it instead: ssl_ca_certs=/path/to/ca.pem"
+                f"PUBSUB_URL {masked(urlunsplit(parts))!r} switches off the check of the server's certificate "
+                f"({name}). Name the authority that signed it instead: ssl_ca_certs=/path/to/ca.pem"
             )
     options: dict[str, Any] = parse_redis_url(  # type: ignore[no-untyped-call]  # redis-py has no types here
         urlunsplit(parts._replace(query=urlencode(query)))
@@ -99,7 +99,7 @@ class _Standalone:
 
 
 class _Sentinel:
-    """`redis+sentinel://[user:password@]host[:port][,host[:port]...]/service[/db]`; the credentials are the server's."""
+    """`redis+sentinel://[user:password@]host[:port][,host[:port]...]/service[/db]`; credentials are the server's."""
 
     is_cluster = False
 

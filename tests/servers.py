@@ -14,6 +14,7 @@ import random
 import shutil
 import signal
 import socket
+import socketserver
 import subprocess
 import tempfile
 import threading
@@ -23,9 +24,13 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
 
-from fakeredis import TcpFakeServer
+from fakeredis import FakeServer
+from fakeredis._clients._tcp_server import encode_reply
+from fakeredis._helpers import SimpleError
+from fakeredis._socket import FakeSocket
 from redis import Redis
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
@@ -191,35 +196,88 @@ def valkey_server(*, unix: bool = False, **config: str) -> contextlib.AbstractCo
     return real_server(program, unix=unix, **config)
 
 
-class FakeTcpServer(TcpFakeServer):
-    """fakeredis behind a port, which can close the connections that it has."""
+class _FakedClient(FakeSocket):
+    """What fakeredis keeps for a connection, writing each reply to the connection as soon as there is one.
+
+    It stands in for the handler of `TcpFakeServer`, which hangs up after every error reply and polls for the others.
+    """
+
+    def __init__(self, server: FakeServer, connection: socket.socket) -> None:
+        self._connection = connection
+        self._writing = threading.Lock()  # what is published to it comes from the threads of others
+        info = {"id": 0, "addr": _shown(connection.getpeername()), "laddr": _shown(connection.getsockname())}
+        super().__init__(server, 0, client_class=Redis, client_info=info)
+
+    def put_response(self, msg: Any) -> None:
+        with self._writing, contextlib.suppress(OSError):  # nobody is there any more: `serve` finds out
+            self._connection.sendall(encode_reply(msg, 2))
+
+    def serve(self) -> None:
+        """Run what is sent until the other side hangs up, or somebody kills the connection."""
+        try:
+            while received := self._connection.recv(65536):
+                self.sendall(received)
+        except (OSError, RedisConnectionError):
+            self._hang_up()
+        finally:
+            self.close()
+
+    def kill(self) -> None:
+        """CLIENT KILL closes the connection at once, as a real server does."""
+        super().kill()
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        with contextlib.suppress(OSError):  # the other side was quicker
+            self._connection.shutdown(socket.SHUT_RDWR)
+
+    def _decode_error(self, error: SimpleError) -> Any:
+        """Keep the server's text, which fakeredis would turn into an error of redis-py and back."""
+        return error
+
+    def _xreadgroup(self, *args: Any) -> dict[bytes, Any] | None:
+        """Say that there is nothing with None: only that makes fakeredis wait (BLOCK), and with `first_pass` it is for
+        reads without COUNT only.
+        """
+        *others, _first_pass = args
+        return super()._xreadgroup(*others, False) or None
+
+
+def _shown(address: tuple[str, int]) -> str:
+    return f"{address[0]}:{address[1]}"
+
+
+class _FakeTcpHandler(socketserver.BaseRequestHandler):
+    server: "FakeTcpServer"
+
+    def handle(self) -> None:
+        self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        _FakedClient(self.server.fake_server, self.request).serve()
+
+
+class FakeTcpServer(socketserver.ThreadingTCPServer):
+    """fakeredis behind a port, with a thread for each connection."""
+
+    allow_reuse_address = True
+    daemon_threads = True  # a handler that blocks must not keep `server_close` from returning
+    request_queue_size = 128
 
     def __init__(self, port: int) -> None:
-        super().__init__(("127.0.0.1", port), server_type="redis", server_version=(7, 0))
-        self.daemon_threads = True  # a handler that blocks must not keep `server_close` from returning
-        self._connections: set[socket.socket] = set()
-
-    def get_request(self) -> tuple[socket.socket, Any]:
-        connection, address = super().get_request()
-        self._connections.add(connection)
-        return connection, address
-
-    def close_request(self, request: Any) -> None:
-        self._connections.discard(request)
-        super().close_request(request)
+        super().__init__(("127.0.0.1", port), _FakeTcpHandler)
+        self.fake_server = FakeServer(server_type="redis", version=(7, 0))
 
     def hang_up(self) -> None:
-        for connection in list(self._connections):
-            with contextlib.suppress(OSError):  # the other side was quicker
-                connection.shutdown(socket.SHUT_RDWR)
+        """Close the connections that there are."""
+        with self.fake_server.lock:
+            for client in list(self.fake_server.sockets):
+                client.kill()
 
 
 class FakedServer:
     """fakeredis in this process, in the shape of a `RealServer`. Its data are gone when it is stopped or killed.
 
-    Not fit for a consumer (fakeredis 2.40): XREADGROUP with COUNT and BLOCK never waits, and with BLOCK alone skips the
-    entries that are there; a killed connection is not closed, its next command gets an error reply. INFO, ROLE, CONFIG,
-    WAIT and WAITAOF are missing.
+    INFO, ROLE, CONFIG, WAIT and WAITAOF are missing (fakeredis 2.40), and a blocked read does not notice that its group
+    is destroyed.
     """
 
     def __init__(self) -> None:
@@ -247,8 +305,8 @@ class FakedServer:
             return
         self.resume()
         self._server.shutdown()
-        self._server.server_close()
         self._server.hang_up()
+        self._server.server_close()
         self._thread.join()
         self._server = self._thread = None
 

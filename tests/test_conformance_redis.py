@@ -11,6 +11,7 @@ from pubsub_redis import RedisBroker, open_redis
 
 
 class RedisConformance(BrokerConformance):
+    heartbeat: ClassVar[float] = 0.1
     url: str
 
     def make_broker(self, options: BrokerOptions) -> RedisBroker:

@@ -35,7 +35,7 @@ from pubsub_core.broker import Broker, Consumer, DeadLetter, Membership
 from pubsub_core.message import DeadLetterReason
 from pubsub_core.worker.process import Worker
 
-WITHIN = 4.0  # seconds that anything may take before a test gives up on it
+WITHIN = 20.0  # seconds that anything may take before a test gives up on it
 
 BILLING = SubscriptionKey("orders", "billing")
 
@@ -59,7 +59,7 @@ class Seen:
     def wait_for(self, is_enough: Callable[[list[Any]], bool]) -> list[Any]:
         """Wait until the items are enough, and return a copy of them."""
         with self._changed:
-            assert self._changed.wait_for(lambda: is_enough(self.items), WITHIN), f"only this came: {self.items[-20:]}"
+            assert self._changed.wait_for(lambda: is_enough(self.items), WITHIN), f"only these came: {self.items[-20:]}"
             return list(self.items)
 
     def wait_until(self, count: int) -> list[Any]:
@@ -123,9 +123,12 @@ class WatchedConsumer(Consumer):
         self, credit: Mapping[SubscriptionKey, int], wait: float, done: Sequence[Delivery[bytes]] = ()
     ) -> Sequence[Delivery[bytes]]:
         self._may_fail("receive")
-        received = self._inner.receive(credit, wait, done)
+        if done:
+            self.ack(done)
+        self._watched.note("read", None)
+        received = self._inner.receive(credit, wait)
         assert all(count <= credit[key] for key, count in Counter(one.subscription for one in received).items())
-        self._watched.note("receive", dict(credit), received=len(received), settled=len(done))
+        self._watched.note("receive", dict(credit), received=len(received))
         return received
 
     def wake(self) -> None:
@@ -443,7 +446,9 @@ class Unprintable(Exception):
 
 
 @pytest.mark.parametrize("error", [Unprintable(), ValueError("file \udcff.txt"), ExceptionGroup("both", [OSError()])])
-def test_an_error_whose_text_cannot_be_written_is_a_failure_like_any_other(shop, error):
+def test_an_error_whose_text_cannot_be_written_is_a_failure_like_any_other(shop, error, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("pubsub"), "disabled", True)  # pytest-xdist cannot pass on such a log
+
     @shop.pubsub.subscribe("orders", retry=NoRetry())
     def charge(message):
         raise error
@@ -466,9 +471,7 @@ class BrokenPolicy:
         return self._answer  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize(
-    "answer", [ZeroDivisionError(), SystemExit(1), -1.0, math.nan, math.inf, "soon"], ids=lambda answer: repr(answer)
-)
+@pytest.mark.parametrize("answer", [ZeroDivisionError(), SystemExit(1), -1.0, math.nan, math.inf, "soon"], ids=repr)
 def test_a_retry_policy_that_does_not_work_does_not_lose_the_message(shop, caplog, answer):
     @shop.pubsub.subscribe("orders", retry=BrokenPolicy(answer))
     def charge(message):
@@ -696,7 +699,7 @@ def test_concurrency_bounds_one_subscription_and_no_other(shop):
 
     steps = threading.Semaphore(0)
     shop.pubsub.subscribe("orders", concurrency=1)(work)
-    shop.pubsub.subscribe("mails")(lambda message: work(message))
+    shop.pubsub.subscribe("mails")(work)
     shop.publish(20)
     shop.worker(threads=4)
     shop.seen.wait_for(lambda items: "in" in items)
@@ -725,30 +728,66 @@ def test_a_slow_topic_with_a_backlog_does_not_hold_up_a_fast_one(shop):
     shop.worker(threads=4)
     shop.broker.wait_for(lambda: shop.broker.received >= 2)
     shop.publish(40)
-    for _ in range(60):  # each lets one slow handler end: by then every fast message had its turn
+    for number in range(1, 201):  # one slow handler after the other may end
         steps.release()
-    shop.seen.wait_for(lambda items: items.count("fast") == 40)
-    assert shop.seen.items.count("slow") <= 60
-    for _ in range(10_000):
-        steps.release()
+        shop.seen.wait_for(lambda items, number=number: items.count("slow") >= number)
+    assert shop.seen.items.count("fast") == 40
+    steps.release(20_000)
 
 
-@pytest.mark.parametrize("was_fast", [False, True])
-def test_no_more_is_in_hand_than_the_threads_will_soon_start(shop, was_fast):
-    most_ahead = Seen()
+def test_no_more_is_in_hand_than_the_threads_will_start(shop):
+    @shop.pubsub.subscribe("orders")
+    def charge(message):
+        shop.seen.add(message.id)
+        shop.gate.wait(WITHIN)
+
+    shop.publish(10_000)
+    shop.worker(threads=8)
+    shop.seen.wait_until(8)  # every thread is at work, so nobody reads
+    assert shop.broker.received == 8
+
+
+def test_handlers_that_become_slow_do_not_hoard_what_was_read_at_their_former_pace(shop):
+    started = Seen()
 
     @shop.pubsub.subscribe("orders")
     def charge(message):
         shop.seen.add(message.id)
-        if not was_fast or message.payload["order_id"] >= 2_000:
-            most_ahead.add(shop.broker.received - len(shop.seen.items))
+        if message.payload["order_id"] >= 2_000:
+            started.add(message.id)
             shop.gate.wait(WITHIN)
 
     shop.publish(10_000)
     shop.worker(threads=8)
-    most_ahead.wait_until(8)  # every thread is at work, so nobody reads
-    ahead = shop.broker.received - len(shop.seen.items)
-    assert ahead <= (500 if was_fast else 8)
+    started.wait_until(8)
+    in_hand = shop.broker.received - len(shop.seen.items)
+    assert in_hand <= 600
+    shop.broker.wait_for(lambda: sum(shop.broker.of("release")) == in_hand)
+    assert shop.left() == 8_000 - 8
+
+
+def test_a_slow_topic_that_was_fast_does_not_hold_up_others(shop):
+    steps = threading.Semaphore(0)
+
+    @shop.pubsub.subscribe("slow")
+    def crawl(message):
+        if message.payload["order_id"] >= 2_000:
+            shop.seen.add("slow")
+            assert steps.acquire(timeout=WITHIN)
+
+    @shop.pubsub.subscribe("orders")
+    def charge(message):
+        shop.seen.add("fast")
+
+    shop.publish(10_000, "slow")
+    worker = shop.worker(threads=4)
+    shop.seen.wait_until(4)
+    shop.publish(1)
+    shop.broker.wait_for(lambda: worker._handover._waiting == 0)
+    steps.release()
+    shop.seen.wait_for(lambda items: "fast" in items)
+    assert shop.seen.items.count("slow") <= 5
+    steps.release(20_000)
 
 
 def test_many_subscriptions_do_not_fill_the_hands(shop):
@@ -1101,6 +1140,7 @@ def test_what_waiting_does_not_mend_is_waited_for_by_a_worker_that_has_read(shop
 def test_a_thread_that_dies_is_noticed(shop, method):
     @shop.pubsub.subscribe("orders")
     def charge(message):
+        shop.broker.wait_for(lambda: method != "ack" or len(shop.broker.of("read")) >= 2)  # so the settler has to ack
         if method == "nack":
             raise Retry(delay=0)
 
@@ -1112,8 +1152,7 @@ def test_a_thread_that_dies_is_noticed(shop, method):
         worker = shop.worker(threads=2)
         shop.publish(1)
         assert died.wait(WITHIN)
-        dead = [one for one in (*worker._handlers, worker._maintenance, worker._settler.thread)]
-        for thread in dead:
+        for thread in (*worker._handlers, worker._maintenance, worker._settler.thread):
             thread.join(0.2)
         assert not worker.is_alive
         assert not worker.is_stopping

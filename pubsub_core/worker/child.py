@@ -37,6 +37,7 @@ def run_child(load: LoadTarget, options: WorkerOptions, pipe: socket.socket) -> 
     signal.set_wakeup_fd(wake_in.fileno())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches the supervisor, which tells us
     signal.signal(signal.SIGTERM, lambda number, frame: _note(signals, number, frame))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD))  # see `_fork`
     configure_logging(options.log_level)
     try:
         pubsub = load()

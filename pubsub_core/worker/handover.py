@@ -133,7 +133,7 @@ class Handover:
         return 0 if line.pace is None else min(_MOST, int(self._threads * _AHEAD / max(line.pace, 1e-6)))
 
     def take_surplus(self) -> list[Delivery[bytes]]:
-        """Remove and return what waits although it will not be started soon: its handlers became slow since it was read."""
+        """Remove and return what will not be started soon after all: its handlers became slow since it was read."""
         surplus: list[Delivery[bytes]] = []
         now = monotonic()
         with self._changed:

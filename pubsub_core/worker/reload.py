@@ -28,6 +28,7 @@ def watch_for_changes(pipe: socket.socket) -> int:
     from watchfiles import PythonFilter, watch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD))  # see `_fork`
     gone = threading.Event()
 
     def wait_for_supervisor() -> None:

@@ -61,9 +61,9 @@ class Settler:
 
     def try_again(self, settle: Callable[[], None], error: BrokerError) -> None:
         """Have a settlement that the broker did not take tried again, until it does."""
-        self._outage.begin(_WHAT, error)
         with self._lock:
             self._again.append(settle)
+            self._outage.begin(_WHAT, error)
         self._has_work.set()
 
     @property
@@ -116,6 +116,7 @@ class Settler:
         if self._again:
             self._has_work.set()
             return False
-        if done or again:
-            self._outage.end(_WHAT)
+        with self._lock:
+            if not (self._done or self._again):
+                self._outage.end(_WHAT)
         return True

@@ -103,9 +103,11 @@ class _Supervisor:
         ours, theirs = socket.socketpair()
         sys.stdout.flush()
         sys.stderr.flush()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # until the child has handlers of its own
         pid = os.fork()
         if pid == 0:
             self._be_child(ours, theirs, is_watcher=is_watcher)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         ours.setblocking(False)
         self._children[pid] = _Child(pid, ours, is_watcher)

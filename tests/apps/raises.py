@@ -1,0 +1,3 @@
+"""An application that cannot be imported."""
+
+raise ValueError("the shop is closed")
