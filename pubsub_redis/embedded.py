@@ -17,7 +17,6 @@ killed, Linux kills the server too; on macOS the server then runs on until `stop
 """
 
 import contextlib
-import ctypes
 import hashlib
 import importlib.util
 import logging
@@ -25,24 +24,21 @@ import math
 import os
 import platform
 import shutil
-import signal
-import socket
 import stat
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
-from typing import Literal, NoReturn
+from typing import Literal
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
-if __name__ != "__main__":
-    # The guardian runs this file as a script. It needs the standard library only, and so it is there in 50 ms.
-    from pubsub_core.backends import masked
-    from pubsub_core.errors import BrokerUnavailable, ConfigurationError
-    from pubsub_core.names import did_you_mean
+from pubsub_core.backends import masked
+from pubsub_core.errors import BrokerUnavailable, ConfigurationError
+from pubsub_core.names import did_you_mean
+from pubsub_redis import guardian
+from pubsub_redis.guardian import POLL, ask
 
 if sys.platform != "win32":
     import fcntl
@@ -57,8 +53,6 @@ _SOCKET = "server.sock"
 
 _LONGEST_SOCKET_PATH = 103  # bytes; Linux takes 107, macOS 103
 _LOG_KEPT = 1_000_000  # bytes; a longer one is begun anew at the next start
-_POLL = 0.01  # seconds; the other side is another process, so there is no condition to wait on
-_PR_SET_PDEATHSIG = 1
 
 _handing_over = threading.Lock()
 if hasattr(os, "register_at_fork"):
@@ -130,7 +124,7 @@ def ensure_server(directory: Path, *, idle: float = IDLE, timeout: float = 10.0)
             raise BrokerUnavailable(
                 f"the embedded server in {directory} {problem} within {timeout:g} s.{_end_of_log(directory)}"
             )
-        time.sleep(_POLL)
+        time.sleep(POLL)
     if started:
         log.info("embedded server started", extra={"directory": str(directory)})
     return f"unix://{quote(str(path))}"
@@ -149,12 +143,12 @@ def stop_server(directory: Path, *, timeout: float = 10.0) -> None:
     while (state := _look(path := _private_socket_path(directory), deadline)) != "absent" or _is_guarded(directory):
         if state == "serving":
             with contextlib.suppress(OSError):  # it answers by closing the connection
-                _ask(path, "SHUTDOWN NOSAVE", 1.0)
+                ask(path, "SHUTDOWN NOSAVE", 1.0)
         if time.monotonic() > deadline:
             raise BrokerUnavailable(
                 f"the embedded server in {directory} did not end within {timeout:g} s.{_end_of_log(directory)}"
             )
-        time.sleep(_POLL)
+        time.sleep(POLL)
 
 
 def find_program() -> Path:
@@ -229,25 +223,12 @@ def _cannot_have(directory: Path, error: OSError) -> str:
 def _look(path: Path, deadline: float) -> Literal["serving", "silent", "absent"]:
     """Ask whether a server listens. "silent": it does but cannot serve, since it is loading its data or is stuck."""
     try:
-        reply = _ask(path, "PING", patience=min(1.0, max(_POLL, deadline - time.monotonic())))
+        reply = ask(path, "PING", patience=min(1.0, max(POLL, deadline - time.monotonic())))
     except (FileNotFoundError, ConnectionError):
         return "absent"
     except OSError:
         return "silent"
     return "silent" if reply.startswith(b"-LOADING") else "serving"
-
-
-def _ask(path: Path, command: str, patience: float) -> bytes:
-    """Send one command on a connection of its own; return the first line of the reply, or the string that it is."""
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(patience)
-        connection.connect(os.fspath(path))
-        connection.sendall(f"{command}\r\n".encode())
-        with connection.makefile("rb") as reader:
-            line = reader.readline()
-            if not line:
-                raise ConnectionResetError(f"no reply to {command}")
-            return reader.read(int(line[1:])) if line.startswith(b"$") else line
 
 
 @contextlib.contextmanager
@@ -288,14 +269,14 @@ def _end_of_log(directory: Path) -> str:
 
 def _start_guardian(directory: Path, path: Path, program: Path, idle: float, lock: int) -> None:
     """Start a guardian that holds the lock, as no child of ours: a shell starts it and ends at once."""
-    guardian = [sys.executable, "-I", "-S", os.path.abspath(__file__)]
+    words = [sys.executable, "-I", "-S", os.path.abspath(guardian.__file__)]
     arguments = [str(directory), str(path), str(program), repr(idle), str(lock)]
     log_file = directory / _LOG
     too_long = log_file.exists() and log_file.stat().st_size > _LOG_KEPT
     try:
         with open(log_file, "wb" if too_long else "ab", opener=_for_owner_only) as output:
             subprocess.run(  # noqa: S603 - the words are ours, and no shell reads the arguments
-                ["/bin/sh", "-c", '"$@" &', "sh", *guardian, *arguments],
+                ["/bin/sh", "-c", '"$@" &', "sh", *words, *arguments],
                 check=True,
                 cwd=directory,
                 stdin=subprocess.DEVNULL,
@@ -313,111 +294,3 @@ def _start_guardian(directory: Path, path: Path, program: Path, idle: float, loc
 
 def _for_owner_only(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
-
-
-def guard() -> None:
-    """Run as the guardian: start the server, end it when it is not needed any more. Returns when it has ended.
-
-    Its arguments (`sys.argv`) are the directory, the socket, the program, the idle seconds, and the descriptor that
-    holds the lock for as long as this process lives.
-    """
-    directory, path, program, idle = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), float(sys.argv[4])
-    signal.signal(signal.SIGTERM, _leave)
-    identity = _identity(directory)
-    server = _start_server(directory, program, path)
-    try:
-        _watch(server, path, idle, lambda: _identity(directory) == identity)
-    finally:
-        # A server whose directory was removed must not end gracefully: it would remove the socket of its successor.
-        if _identity(directory) == identity:
-            server.terminate()
-        else:
-            server.kill()
-        try:
-            server.wait(10)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
-
-
-def _leave(signum: int, frame: FrameType | None) -> NoReturn:
-    sys.exit(0)
-
-
-def _identity(directory: Path) -> tuple[int, int] | None:
-    try:
-        status = directory.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
-def _start_server(directory: Path, program: Path, path: Path) -> subprocess.Popen[bytes]:
-    settings = {
-        "port": "0",
-        "unixsocket": str(path),
-        "unixsocketperm": "700",
-        "dir": str(directory),
-        "appendonly": "yes",
-        "appendfsync": "everysec",
-        "save": "",
-        "daemonize": "no",
-        "always-show-logo": "no",
-    }
-    words = [word for name, value in settings.items() for word in (f"--{name}", value)]
-    return subprocess.Popen(  # noqa: S603 - the words are ours
-        [program, *words],
-        stdin=subprocess.DEVNULL,
-        preexec_fn=_die_with_parent(),  # noqa: PLW1509 - the guardian has one thread
-    )
-
-
-def _die_with_parent() -> Callable[[], None] | None:
-    """Return what the server does between fork and exec, so that it is killed if its guardian is. Linux only."""
-    if sys.platform != "linux":
-        return None
-    prctl, guardian = ctypes.CDLL(None).prctl, os.getpid()
-
-    def bind_lives() -> None:
-        # Killed, not asked: whoever finds the lock free must be able to start a new server at once.
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != guardian:
-            os._exit(1)
-
-    return bind_lives
-
-
-def _watch(server: subprocess.Popen[bytes], path: Path, idle: float, directory_is_there: Callable[[], bool]) -> None:
-    """Return when the server has ended, nobody used it for `idle` seconds, or its socket or directory was removed."""
-    while not path.exists() and directory_is_there():
-        if _has_ended(server, _POLL):
-            return
-    connections, last_use = 0, time.monotonic()
-    while not _has_ended(server, min(1.0, idle / 4)) and path.exists() and directory_is_there():
-        present, total = _clients(path)
-        # Those who came and went since the last look count, too; one of them was our own look.
-        if present != 1 or total != connections + 1:
-            last_use = time.monotonic()
-        connections = total
-        if time.monotonic() - last_use >= idle:
-            return
-
-
-def _has_ended(server: subprocess.Popen[bytes], wait: float) -> bool:
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        server.wait(wait)
-    return server.returncode is not None
-
-
-def _clients(path: Path) -> tuple[int, int]:
-    """Return how many connections there are, this one included, and ever were; zeros if the server does not answer."""
-    try:
-        lines = _ask(path, "INFO clients stats", 1.0).decode(errors="replace").splitlines()
-    except OSError:
-        return 0, 0
-    facts = dict(line.split(":", 1) for line in lines if ":" in line)
-    return int(facts.get("connected_clients", 0)), int(facts.get("total_connections_received", 0))
-
-
-if __name__ == "__main__":
-    guard()

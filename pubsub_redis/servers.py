@@ -64,7 +64,7 @@ def _options(parts: SplitResult, timeout: float) -> dict[str, Any]:
                 f"({name}). Name the authority that signed it instead: ssl_ca_certs=/path/to/ca.pem"
             )
     options: dict[str, Any] = parse_redis_url(  # type: ignore[no-untyped-call]  # redis-py has no types here
-        urlunsplit(parts._replace(query=urlencode(query)))
+        f"{parts.scheme}://{parts.netloc}{parts.path}?{urlencode(query)}"  # urlunsplit drops the // of unix:///path
     )
     return {**options, **_settings(timeout)}
 
@@ -196,7 +196,7 @@ class _Embedded:
     def connection(self, node: Node) -> Any:
         from pubsub_redis.embedded import ensure_server
 
-        url = ensure_server(self._directory, idle=self._idle)
+        url = ensure_server(self._directory, idle=self._idle, timeout=self._timeout)
         return _Standalone(urlsplit(url), self._timeout).connection(node)
 
     def forget(self) -> None:

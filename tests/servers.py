@@ -28,6 +28,7 @@ from fakeredis import FakeServer
 from fakeredis._clients._tcp_server import encode_reply
 from fakeredis._helpers import SimpleError
 from fakeredis._socket import FakeSocket
+from fakeredis.model import StreamGroup
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -235,12 +236,17 @@ class _FakedClient(FakeSocket):
         """Keep the server's text, which fakeredis would turn into an error of redis-py and back."""
         return error
 
-    def _xreadgroup(self, *args: Any) -> dict[bytes, Any] | None:
-        """Say that there is nothing with None: only that makes fakeredis wait (BLOCK), and with `first_pass` it is for
-        reads without COUNT only.
-        """
-        *others, _first_pass = args
-        return super()._xreadgroup(*others, False) or None
+    def _xreadgroup(
+        self,
+        consumer_name: bytes,
+        group_params: list[tuple[StreamGroup, bytes, bytes]],
+        count: int | None,
+        noack: bool,
+        min_idle_time: int | None,
+        first_pass: bool,
+    ) -> dict[bytes, Any] | None:
+        """Say None if there is nothing, as that makes fakeredis wait (BLOCK): it does so for reads without COUNT only."""
+        return super()._xreadgroup(consumer_name, group_params, count, noack, min_idle_time, False) or None
 
 
 def _shown(address: tuple[str, int]) -> str:

@@ -8,10 +8,11 @@ import pytest
 from pubsub_core.broker import Broker, BrokerOptions
 from pubsub_core.testing.conformance import FEATURES, BrokerConformance
 from pubsub_redis import RedisBroker, open_redis
+from tests.servers import FakedServer, RealServer
 
 
 class RedisConformance(BrokerConformance):
-    heartbeat: ClassVar[float] = 0.1
+    heartbeat: ClassVar[float] = 0.06
     url: str
 
     def make_broker(self, options: BrokerOptions) -> RedisBroker:
@@ -32,13 +33,13 @@ class RedisConformance(BrokerConformance):
 
 class TestRedis(RedisConformance):
     @pytest.fixture(autouse=True)
-    def _server(self, redis):
+    def _server(self, redis: RealServer) -> None:
         self.url = redis.url
 
 
 class TestValkey(RedisConformance):
     @pytest.fixture(autouse=True)
-    def _server(self, valkey):
+    def _server(self, valkey: RealServer) -> None:
         self.url = valkey.url
 
 
@@ -46,5 +47,5 @@ class TestFakeredis(RedisConformance):
     features: ClassVar[frozenset[str]] = FEATURES - {"fork"}
 
     @pytest.fixture(autouse=True)
-    def _server(self, fakeredis):
+    def _server(self, fakeredis: FakedServer) -> None:
         self.url = fakeredis.url
