@@ -50,17 +50,18 @@ class RedisBroker:
             self._idle = defaultdict(deque)  # the others are our parent's, which we must never use
             self._process = os.getpid()  # last: another thread of ours would take one of those
         idle = self._idle[node]
-        try:
-            link = idle.pop()
-        except IndexError:
-            link = self.new_link(node)
+        link = _fit_one(idle) or self.new_link(node)
         try:
             yield link
         finally:
-            if link.is_open and not link.is_hurried:
-                idle.append(link)
-            else:
+            if not link.is_open:
+                _close_all(idle)  # most likely what broke this one broke them, too
                 link.close()
+            elif link.is_hurried:
+                link.close()
+            else:
+                link.rest()
+                idle.append(link)
 
     def new_link(self, node: Node) -> Link:
         """Return a connection of its own, not yet open, which the caller closes."""
@@ -124,8 +125,7 @@ class RedisBroker:
         if os.getpid() != self._process:
             return
         for idle in [*self._idle.values()]:
-            while idle:
-                idle.pop().close()
+            _close_all(idle)
 
 
 class _Publish:
@@ -263,6 +263,25 @@ class _Batch:
             return [refused if one == b"QUEUED" else one for one in replies]
         queued = iter(results)
         return [next(queued) if one == b"QUEUED" else one for one in replies]
+
+
+def _fit_one(idle: deque[Link]) -> Link | None:
+    while True:
+        try:
+            link = idle.pop()  # the one used last: others may rest until their server closes them
+        except IndexError:
+            return None
+        if link.is_fit():
+            return link
+        link.close()
+
+
+def _close_all(idle: deque[Link]) -> None:
+    while True:
+        try:
+            idle.pop().close()
+        except IndexError:
+            return
 
 
 def _name(message: Message[bytes]) -> _Name:

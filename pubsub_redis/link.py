@@ -7,6 +7,7 @@ it cost more than the commands themselves.
 import hashlib
 import math
 import re
+import time
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.resources import files
@@ -52,6 +53,7 @@ class Link:
         self.client_id = 0
         self.address = b""
         self.is_hurried = False
+        self._rests_since = 0.0
 
     @property
     def is_open(self) -> bool:
@@ -92,6 +94,21 @@ class Link:
     @property
     def _socket(self) -> Any:
         return self._connection._sock  # noqa: SLF001  # redis-py offers no public way to wait on many
+
+    def rest(self) -> None:
+        """Note that it is not used for a while."""
+        self._rests_since = time.monotonic()
+
+    def is_fit(self) -> bool:
+        """Whether it may be used again after a rest: in step, and not closed by the server meanwhile."""
+        if not self.is_open:
+            return False
+        if time.monotonic() - self._rests_since < 1.0:
+            return True
+        try:
+            return not self.has_more()
+        except FOREIGN:
+            return False
 
     def fileno(self) -> int:
         """The socket's, to wait on."""

@@ -1,6 +1,7 @@
 """Which servers a URL names, and how to connect to them: standalone, unix socket, Sentinel, Cluster, embedded."""
 
 import functools
+import os
 import threading
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -22,6 +23,7 @@ _OURS = (
     "retry_on_error",
     "socket_timeout",
     "single_connection_client",
+    "max_connections",
 )
 
 Node = str
@@ -48,10 +50,15 @@ def open_servers(url: str, *, timeout: float) -> Servers:
     parts = urlsplit(url)
     try:
         return _KINDS[parts.scheme](parts, timeout)
+    except ConfigurationError:
+        raise
     except ValueError as error:
-        if isinstance(error, ConfigurationError):
-            raise
         raise ConfigurationError(f"PUBSUB_URL {masked(url)!r} cannot be: {error}") from None
+    except TypeError as error:
+        unknown = str(error).rpartition("argument ")[2]
+        raise ConfigurationError(
+            f"PUBSUB_URL {masked(url)!r} has a parameter that redis-py does not know: {unknown}"
+        ) from None
 
 
 def _options(parts: SplitResult, timeout: float) -> dict[str, Any]:
@@ -87,6 +94,7 @@ class _Standalone:
         if parts.scheme != "unix":
             options["socket_keepalive"] = True
         self._pool = ConnectionPool(**options)
+        self.connection("")  # without I/O, but it refuses a parameter that it does not know
 
     def node_of(self, key: str) -> Node:
         return ""
@@ -122,6 +130,7 @@ class _Sentinel:
         self._pool = SentinelConnectionPool(  # type: ignore[no-untyped-call]  # redis-py has no types here
             service, sentinels, socket_keepalive=True, **options
         )
+        self.connection("")  # without I/O, but it refuses a parameter that it does not know
 
     def node_of(self, key: str) -> Node:
         return ""
@@ -146,12 +155,19 @@ class _Cluster:
             options.pop(name, None)
         self._ssl = str(options.pop("ssl", "")).lower() in ("true", "1", "yes")
         self._options = options
+        self.connection("localhost:0")  # without I/O, but it refuses a parameter that it does not know
+        self._start_afresh()
+
+    def _start_afresh(self) -> None:
+        self._process = os.getpid()
         self._lock = threading.Lock()
         self._client: Any = None
 
     def _cluster(self) -> Any:
         from redis.cluster import ClusterNode, RedisCluster
 
+        if os.getpid() != self._process:
+            self._start_afresh()  # our parent may have been holding the lock
         with self._lock:
             if self._client is None:
                 nodes = [
@@ -173,6 +189,8 @@ class _Cluster:
         return ConnectionPool(**options).make_connection()
 
     def forget(self) -> None:
+        if os.getpid() != self._process:
+            return
         with self._lock:
             client, self._client = self._client, None
         if client is not None:

@@ -94,6 +94,10 @@ class RealServer:
     def pid(self) -> int:
         return self._running().pid
 
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None
+
     def start(self) -> None:
         """Start on a free port the first time, on the same port again after that, and wait until it answers."""
         if self._process is not None:
@@ -245,7 +249,7 @@ class _FakedClient(FakeSocket):
         min_idle_time: int | None,
         first_pass: bool,
     ) -> dict[bytes, Any] | None:
-        """Say None if there is nothing, as that makes fakeredis wait (BLOCK): it does so for reads without COUNT only."""
+        """Return None if there is nothing: then fakeredis waits (BLOCK). It does so for reads without COUNT only."""
         return super()._xreadgroup(consumer_name, group_params, count, noack, min_idle_time, False) or None
 
 
@@ -338,3 +342,83 @@ def fake_server() -> Iterator[FakedServer]:
         yield server
     finally:
         server.stop()
+
+
+class Proxy:
+    """Stands between clients and a server, and does to one request what a bad network does. `close` ends it."""
+
+    def __init__(self, port: int) -> None:
+        self._target = ("127.0.0.1", port)
+        self._lock = threading.Lock()
+        self._fate: tuple[bytes, str] | None = None
+        self.let_go = threading.Event()
+        self.struck = threading.Event()
+        self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), self._handle)  # type: ignore[arg-type]  # a function does
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), name="proxy", daemon=True)
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self._server.server_address[1]}/0"
+
+    def lose_reply(self, to: bytes) -> None:
+        """Once, carry out the request in which `to` stands, and close the connection instead of bringing the reply."""
+        self._await(to, "lose the reply")
+
+    def hold_back(self, request: bytes) -> None:
+        """Once, deliver the request in which this stands, and what follows it, no earlier than `let_go` is set."""
+        self._await(request, "hold back")
+
+    def _await(self, word: bytes, fate: str) -> None:
+        self.struck.clear()
+        self._fate = (word, fate)
+
+    def _fate_of(self, request: bytes) -> str | None:
+        with self._lock:
+            if self._fate is None or self._fate[0] not in request:
+                return None
+            fate, self._fate = self._fate[1], None
+        self.struck.set()
+        return fate
+
+    def _handle(self, client: socket.socket, address: Any, server: Any) -> None:
+        is_mute = threading.Event()
+        with socket.create_connection(self._target) as upstream:
+            upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            back = threading.Thread(target=self._bring_back, args=(upstream, client, is_mute), daemon=True)
+            back.start()
+            with contextlib.suppress(OSError):  # one side is gone
+                while request := client.recv(65536):
+                    fate = self._fate_of(request)
+                    if fate == "lose the reply":
+                        is_mute.set()
+                    elif fate == "hold back":
+                        self.let_go.wait(STARTS_WITHIN)
+                    upstream.sendall(request)
+            with contextlib.suppress(OSError):
+                upstream.shutdown(socket.SHUT_RDWR)
+            back.join()
+
+    def _bring_back(self, upstream: socket.socket, client: socket.socket, is_mute: threading.Event) -> None:
+        with contextlib.suppress(OSError):
+            while (reply := upstream.recv(65536)) and not is_mute.is_set():
+                client.sendall(reply)
+        with contextlib.suppress(OSError):
+            client.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self.let_go.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+@contextlib.contextmanager
+def proxy_to(server: Server) -> Iterator[Proxy]:
+    """Run a proxy to a server for as long as the context lasts."""
+    proxy = Proxy(server.port)
+    try:
+        yield proxy
+    finally:
+        proxy.close()
