@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -213,7 +213,9 @@ def test_each_settled_message_is_one_line_and_a_traceback_is_written_once(fleet)
         assert worker.find(rf"INFO orders {ids[0]} handled by shop\.charge in \d+ ms \(attempt 1\)$")
         assert worker.find(rf"INFO mails {mail} handled by shop\.send in \d+ ms \(attempt 1\)$")
         assert worker.find(rf"ERROR orders {ids[1]} failed in shop\.charge \(attempt 1\): ValueError$")
-        assert worker.find(rf"WARNING orders {ids[1]} dead-lettered \(retries exhausted: the card is declined\) by shop")
+        assert worker.find(
+            rf"WARNING orders {ids[1]} dead-lettered \(retries exhausted: the card is declined\) by shop"
+        )
         assert worker.find(rf"WARNING orders {ids[2]} dead-lettered \(rejected: no such customer\) by shop\.charge")
         assert worker.output.count("Traceback (most recent call last)") == 1
         assert worker.output.count("ValueError: the card is declined") == 1
