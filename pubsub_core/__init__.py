@@ -2,7 +2,17 @@
 
 from typing import TYPE_CHECKING, Any
 
-from pubsub_core.broker import Broker, BrokerOptions, Consumer, DeadLetter, Inspector, Membership
+from pubsub_core.broker import (
+    Broker,
+    BrokerOptions,
+    Consumer,
+    DeadLetter,
+    Durability,
+    GroupState,
+    Inspector,
+    Membership,
+    TopicOptions,
+)
 from pubsub_core.clock import Clock, ManualClock, SystemClock
 from pubsub_core.context import current_message
 from pubsub_core.errors import (
@@ -10,9 +20,11 @@ from pubsub_core.errors import (
     BrokerFull,
     BrokerUnavailable,
     ConfigurationError,
+    ConsumersPresent,
     HandlerTimeout,
     InvalidPayload,
     LeaseLost,
+    NotConfirmed,
     NotPermitted,
     PayloadTooLarge,
     PublishError,
@@ -23,6 +35,7 @@ from pubsub_core.errors import (
     StreamConflict,
     SubscriptionError,
     Undecodable,
+    Unsupported,
     ValidationError,
 )
 from pubsub_core.message import DeadLetterReason, Delivery, Message, SubscriptionKey
@@ -46,11 +59,14 @@ __all__ = [
     "Clock",
     "ConfigurationError",
     "Consumer",
+    "ConsumersPresent",
     "DeadLetter",
     "DeadLetterReason",
     "Delivery",
+    "Durability",
     "ExponentialBackoff",
     "FixedDelay",
+    "GroupState",
     "HandlerTimeout",
     "Inspector",
     "InvalidPayload",
@@ -59,6 +75,7 @@ __all__ = [
     "Membership",
     "Message",
     "NoRetry",
+    "NotConfirmed",
     "NotPermitted",
     "PayloadTooLarge",
     "PubSub",
@@ -74,7 +91,9 @@ __all__ = [
     "SubscriptionKey",
     "SystemClock",
     "Topic",
+    "TopicOptions",
     "Undecodable",
+    "Unsupported",
     "ValidationError",
     "Worker",
     "current_message",

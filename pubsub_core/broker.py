@@ -13,6 +13,41 @@ from pubsub_core.clock import Clock
 from pubsub_core.message import DeadLetterReason, Delivery, Message, SubscriptionKey
 
 Start = Literal["earliest", "latest"] | datetime
+Overflow = Literal["reject", "drop_oldest"]
+
+
+@dataclass(frozen=True, slots=True)
+class Durability:
+    """What a publish waits for before it returns, beside the server's word: its disk, and so many of its replicas."""
+
+    fsync: bool = False
+    replicas: int = 0
+
+    def __or__(self, other: "Durability") -> "Durability":
+        """Return what satisfies both."""
+        return Durability(self.fsync or other.fsync, max(self.replicas, other.replicas))
+
+
+IN_MEMORY = Durability()
+
+
+@dataclass(frozen=True, slots=True)
+class TopicOptions:
+    """What an application said of a topic.
+
+    `stream` is the name that the backend shall keep it under, if not its own. `retention` is the seconds for which what
+    every group has settled is kept (None: that of the broker). A topic with `max_backlog` never holds more messages than
+    that: what every group has settled gives way first, then `overflow` decides: the publish is refused, or the oldest
+    messages are dropped, which is counted and logged.
+    """
+
+    stream: str | None = None
+    retention: float | None = None
+    max_backlog: int | None = None
+    overflow: Overflow = "reject"
+
+
+USUAL = TopicOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +66,22 @@ class Membership:
 class BrokerOptions:
     """What a backend gets to know besides its URL.
 
-    `streams` maps a topic to the name that the backend shall keep it under, for topics that asked for one. It grows as
-    topics are declared, so look it up at each use. `heartbeat` is the seconds between two signs of life of a consumer;
-    one without any for `4 * heartbeat` counts as gone. `publish_timeout` bounds a publish in all, in seconds.
+    `topics` has the options of the topics that have any. It grows as topics are declared, so look it up at each use.
+    `heartbeat` is the seconds between two signs of life of a consumer; one without any for `4 * heartbeat` counts as
+    gone. `publish_timeout` bounds a publish in all, in seconds. `retention` is the seconds for which messages are kept
+    that every group has settled; at most `MOST_RETAINED` of a topic.
     """
 
     clock: Clock
     namespace: str
     heartbeat: float
     publish_timeout: float
-    streams: Mapping[str, str]
+    topics: Mapping[str, TopicOptions]
+    retention: float = 86_400.0
+    max_crashes: int = 3
+
+
+MOST_RETAINED = 100_000
 
 
 class Consumer(Protocol):
@@ -48,7 +89,11 @@ class Consumer(Protocol):
 
     `receive` is called by one thread at a time; every other method by any thread, also while `receive` waits.
     A delivery that was received belongs to this consumer until it is settled, however long that takes, as long as
-    `maintain` is called when it asks for it. If the process dies, others get its deliveries, with `attempt` + 1.
+    `maintain` is called when it asks for it. If the process dies, others get its deliveries, with `attempt` + 1 and
+    `crashes` + 1.
+
+    A delivery with `crashes` is a suspect: it may be what killed the process. So a consumer gets no suspect while it has
+    another one, of any subscription; and while it has one with `max_crashes - 1` or more, it gets nothing else at all.
     """
 
     @property
@@ -109,11 +154,14 @@ class Consumer(Protocol):
 class Broker(Protocol):
     """A place that keeps messages. Safe to use from any thread, and from a forked child of the process that made it."""
 
-    def publish(self, messages: Sequence[Message[bytes]]) -> None:
+    def publish(self, messages: Sequence[Message[bytes]], durability: Durability = IN_MEMORY) -> None:
         """Store the messages, those of one topic in the order given. When it returns they are stored.
 
         Blocks for `publish_timeout` at most. Raises BrokerUnavailable, BrokerFull or NotPermitted if none was stored,
-        and PublishUncertain, with the ids in question, if that cannot be known.
+        and PublishUncertain, with the ids in question, if that cannot be known. With a `durability` the disk and the
+        replicas have them too when it returns. Raises Unsupported if the server cannot say so: nothing was stored; and
+        NotConfirmed if it did not say so in time: they are stored, and may still be lost with the server.
+        A backend in memory has no disk and no replicas, and takes any durability as given.
         """
 
     def consumer(self, memberships: Sequence[Membership], name: str) -> Consumer:
@@ -125,22 +173,67 @@ class Broker(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A delivery that was given up. `position` is its place among the dead letters of its group."""
+    """A delivery that was given up. `position` is its place among the dead letters of its group.
+
+    `last_failed_at` is when it was given up; `first_failed_at` when its first failed attempt ended, or was cut short by
+    the end of a process.
+    """
 
     position: str
     message: Message[bytes]
     subscription: SubscriptionKey
     reason: DeadLetterReason
     consumer: str
-    died_at: datetime
+    first_failed_at: datetime
+    last_failed_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class GroupState:
+    """How a group stands. `pending` is what was handed out and is not settled, what waits for its retry included.
+
+    `consumers` are the processes that have it now. `oldest_unsettled` is when the oldest message was published that the
+    group has not settled, None if there is none. `dropped` is how many messages of the topic were dropped to bound its
+    backlog, ever.
+    """
+
+    key: SubscriptionKey
+    pending: int
+    consumers: int
+    oldest_unsettled: datetime | None
+    dropped: int
 
 
 @runtime_checkable
 class Inspector(Protocol):
-    """What may be looked at from outside. Optional: a broker that can be inspected has these methods too."""
+    """What may be looked at, and mended, from outside. Optional: a broker that can be inspected has these methods too.
 
-    def dead_letters(self, key: SubscriptionKey, limit: int = 100) -> Sequence[DeadLetter]:
-        """Return the newest `limit` dead letters of the group, newest first."""
+    Every method is safe from any thread, and raises a `BrokerError`.
+    """
+
+    def dead_letters(
+        self, key: SubscriptionKey, limit: int = 100, *, before: str | None = None
+    ) -> Sequence[DeadLetter]:
+        """Return the newest `limit` dead letters of the group, newest first; with `before`, those before a position."""
+
+    def replay(self, key: SubscriptionKey, positions: Sequence[str]) -> int:
+        """Deliver dead letters to their group again, and to no other; return how many of them were there.
+
+        Each one is moved as a whole, or stays: the same id, payload, key and headers, `source` "replay", `attempt` 1.
+        If it raises, some may have been moved; repeating it is safe.
+        """
+
+    def discard(self, key: SubscriptionKey, positions: Sequence[str]) -> int:
+        """Delete dead letters for good; return how many of them were there."""
+
+    def groups(self, topic: str) -> Sequence[GroupState]:
+        """Return the groups of a topic, by name."""
+
+    def remove_group(self, key: SubscriptionKey) -> None:
+        """Delete a group that is not consumed any more, with what it has not settled and its dead letters. Idempotent.
+
+        Raises ConsumersPresent, changing nothing, if a process consumes it.
+        """
 
 
 class Backend(Protocol):

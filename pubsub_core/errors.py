@@ -6,12 +6,15 @@
     ├── PublishError                a publish that did not end in "stored"
     │   ├── ValidationError         refused: not what the topic carries; nothing was sent (also a ValueError)
     │   │   └── PayloadTooLarge     refused: larger than PUBSUB_MAX_PAYLOAD; nothing was sent
-    │   └── PublishUncertain        the broker may or may not have stored it; `message_ids` says which
+    │   ├── PublishUncertain        the broker may or may not have stored it; `message_ids` says which
+    │   └── NotConfirmed            it is stored, but disk or replicas did not confirm it in time
     ├── BrokerError                 the broker refused, or cannot be reached
     │   ├── BrokerUnavailable       not reachable, or not able to serve now; nothing was stored
     │   ├── BrokerFull              out of memory or disk; nothing was stored
     │   ├── NotPermitted            wrong password, or a command its user may not run
-    │   └── StreamConflict          a key of another type stands where the topic's stream should be
+    │   ├── StreamConflict          a key of another type stands where the topic's stream should be
+    │   ├── Unsupported             the server is too old, or not set up, for what was asked; nothing was done
+    │   └── ConsumersPresent        a group that processes consume cannot be removed
     ├── CodecError                  bytes that cannot be turned into a payload
     │   ├── Undecodable             they are not JSON
     │   └── InvalidPayload          they are JSON, but not what the handler expects
@@ -67,6 +70,17 @@ class PublishUncertain(PublishError):
         self.message_ids = tuple(message_ids)
 
 
+class NotConfirmed(PublishError):
+    """The messages are stored, but disk or replicas did not confirm that in time: they may be lost with the server.
+
+    `message_ids` are their ids. Publishing them again would store them twice.
+    """
+
+    def __init__(self, message: str, message_ids: Sequence[str]) -> None:
+        super().__init__(message)
+        self.message_ids = tuple(message_ids)
+
+
 class BrokerError(PubSubError):
     """The broker refused a request, or cannot be reached."""
 
@@ -85,6 +99,14 @@ class NotPermitted(BrokerError):
 
 class StreamConflict(BrokerError):
     """A key of another type stands where the stream of a topic should be. Trying again does not help."""
+
+
+class Unsupported(BrokerError):
+    """The server is too old, or not set up, for what was asked. Nothing was done. Trying again does not help."""
+
+
+class ConsumersPresent(BrokerError):
+    """The group is consumed, so it cannot be removed. Nothing was changed."""
 
 
 class CodecError(PubSubError):

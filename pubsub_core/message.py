@@ -51,10 +51,14 @@ class SubscriptionKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Delivery(Generic[T]):
-    """One hand-over of a message to a consumer. It stays that consumer's until it is settled or its lease ends."""
+    """One hand-over of a message to a consumer. It stays that consumer's until it is settled or its lease ends.
+
+    `crashes` is how many processes died while they had the message in hand for this group.
+    """
 
     message: Message[T]
     subscription: SubscriptionKey
+    crashes: int = 0
 
 
 DeadLetterKind = Literal[
@@ -62,6 +66,9 @@ DeadLetterKind = Literal[
     "rejected",
     "undecodable",
     "invalid payload",
+    "crashed",
+    "expired",
+    "unknown handler",
 ]
 
 

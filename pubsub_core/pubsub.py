@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from types import MappingProxyType, TracebackType
 from typing import Any, TypeVar, overload
 
-from pubsub_core.broker import Start
+from pubsub_core.broker import Start, TopicOptions
 from pubsub_core.clock import Clock, SystemClock
 from pubsub_core.context import CURRENT_MESSAGE
 from pubsub_core.errors import ConfigurationError, PayloadTooLarge, SubscriptionError, ValidationError
@@ -45,7 +45,7 @@ class PubSub:
         self._clock: Clock = clock or SystemClock()
         self._default_group = _module_name(sys._getframe(1).f_globals)  # noqa: SLF001  # the public way is 100x slower
         self._topics: dict[str, Topic[Any]] = {}
-        self._streams: dict[str, str] = {}
+        self._topic_options: dict[str, TopicOptions] = {}
         self._subscriptions: dict[tuple[str, str | None], Subscription] = {}
         self._schedules: dict[str, Schedule] = {}
         self._handle_middleware: list[HandleMiddleware] = []
@@ -71,7 +71,7 @@ class PubSub:
         if known is None:
             known = self._topics[name] = Topic(self, name, schema, stream)
             if stream is not None:
-                self._streams[name] = stream
+                self._topic_options[name] = TopicOptions(stream)
         elif (schema is not None and schema is not known.schema) or (stream is not None and stream != known.stream):
             raise ConfigurationError(
                 f"topic {name!r} is declared already, as {known!r}"
@@ -231,7 +231,7 @@ class PubSub:
         """The settings and broker in force here."""
         if self._own_runtime is None:
             settings = Settings.parse(self._keywords, os.environ, {"PUBSUB_GROUP": self._default_group})
-            self._own_runtime = Runtime(settings, self._clock, MappingProxyType(self._streams))
+            self._own_runtime = Runtime(settings, self._clock, MappingProxyType(self._topic_options))
         return self._own_runtime
 
     @property

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Mapping
 
 from pubsub_core.backends import open_broker
-from pubsub_core.broker import Broker, BrokerOptions
+from pubsub_core.broker import Broker, BrokerOptions, TopicOptions
 from pubsub_core.clock import Clock
 from pubsub_core.ids import IdMaker
 from pubsub_core.settings import Settings
@@ -13,11 +13,11 @@ from pubsub_core.settings import Settings
 class Runtime:
     """Settings, and the broker they name, which is opened at first use. Safe to use from any thread."""
 
-    def __init__(self, settings: Settings, clock: Clock, streams: Mapping[str, str]) -> None:
+    def __init__(self, settings: Settings, clock: Clock, topics: Mapping[str, TopicOptions]) -> None:
         self.settings = settings
         self.clock = clock
         self.make_id = IdMaker(clock)
-        self._streams = streams
+        self._topics = topics
         self._lock = threading.Lock()
         self._broker: Broker | None = None
 
@@ -33,7 +33,13 @@ class Runtime:
     def _open(self) -> Broker:
         settings = self.settings
         options = BrokerOptions(
-            self.clock, settings.namespace, settings.heartbeat, settings.publish_timeout, self._streams
+            self.clock,
+            settings.namespace,
+            settings.heartbeat,
+            settings.publish_timeout,
+            self._topics,
+            settings.retention,
+            settings.max_crashes,
         )
         return open_broker(settings.url, options)
 

@@ -76,7 +76,7 @@ class PubSub(pubsub_core.PubSub):
                 f"the app {app.name!r} has a PubSub already: init_app was called twice, or two PubSub were made for "
                 "it. Make it once, in a module of its own, and import it from there"
             )
-        runtime = Runtime(settings_for(app, self._keywords), self._clock, MappingProxyType(self._streams))
+        runtime = Runtime(settings_for(app, self._keywords), self._clock, MappingProxyType(self._topic_options))
         app.extensions[self._key] = State(self, runtime)
         self._apps.add(app)
 

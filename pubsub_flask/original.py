@@ -220,7 +220,7 @@ class _Declarations(PubSub):
         self.option = self._keyword_option.over(RedisOption.of(app.config, self._prefix))
         known: State | None = app.extensions.get(self._key)
         if known is None:
-            runtime = Runtime(settings_for(app, {}, self._prefix), self._clock, MappingProxyType(self._streams))
+            runtime = Runtime(settings_for(app, {}, self._prefix), self._clock, MappingProxyType(self._topic_options))
             app.extensions[self._key] = State(self, runtime, makes_way=True)
         elif known.makes_way and not known.pubsub.bound_to(app).subscriptions():
             known.pubsub = self

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Protocol, runtime_checkable
 
-from pubsub_core.broker import BrokerOptions, Consumer, DeadLetter, Membership
+from pubsub_core.broker import IN_MEMORY, USUAL, BrokerOptions, Consumer, DeadLetter, Durability, Membership
 from pubsub_core.message import Message, SubscriptionKey
 from pubsub_memory.consumer import MemoryConsumer
 from pubsub_memory.store import Log, Store
@@ -25,7 +25,7 @@ class MemoryBroker:
         if isinstance(options.clock, _Movable):
             options.clock.on_move(_ring_of(store))
 
-    def publish(self, messages: Sequence[Message[bytes]]) -> None:
+    def publish(self, messages: Sequence[Message[bytes]], durability: Durability = IN_MEMORY) -> None:
         """Store the messages: all of them, before anyone sees the first."""
         with self._store.lock:
             now = self._options.clock.time()
@@ -52,7 +52,7 @@ class MemoryBroker:
             return list(islice(reversed(group.dead), max(limit, 0))) if group else []
 
     def _stream(self, topic: str) -> str:
-        return self._options.streams.get(topic) or f"{self._options.namespace}:{topic}"
+        return self._options.topics.get(topic, USUAL).stream or f"{self._options.namespace}:{topic}"
 
     def _log(self, topic: str) -> Log:
         return self._store.log(self._stream(topic))

@@ -140,7 +140,9 @@ class MemoryConsumer:
             group, held = self._give_up(delivery)
             died_at = datetime.fromtimestamp(self._clock.time(), UTC)
             position = str(len(group.dead) + 1)
-            group.dead.append(DeadLetter(position, held.message, held.subscription, reason, self.name, died_at))
+            group.dead.append(
+                DeadLetter(position, held.message, held.subscription, reason, self.name, died_at, died_at)
+            )
 
     def _give_up(self, delivery: Delivery[bytes]) -> tuple[Group, Delivery[bytes]]:
         group = self._groups[delivery.subscription]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from pubsub_core.broker import BrokerOptions, DeadLetter, Membership
+from pubsub_core.broker import IN_MEMORY, USUAL, BrokerOptions, DeadLetter, Durability, Membership
 from pubsub_core.errors import BrokerError, BrokerUnavailable, PublishUncertain
 from pubsub_core.message import Message, SubscriptionKey
 from pubsub_redis.consumer import RedisConsumer
@@ -71,7 +71,7 @@ class RedisBroker:
         """Return the keys of a topic."""
         keys = self._keys.get(topic)
         if keys is None:
-            keys = topic_keys(self.options.namespace, topic, self.options.streams.get(topic))
+            keys = topic_keys(self.options.namespace, topic, self.options.topics.get(topic, USUAL).stream)
             self._keys[topic] = keys
         return keys
 
@@ -93,7 +93,7 @@ class RedisBroker:
 
     # Publishing
 
-    def publish(self, messages: Sequence[Message[bytes]]) -> None:
+    def publish(self, messages: Sequence[Message[bytes]], durability: Durability = IN_MEMORY) -> None:
         """Store the messages. See the seam."""
         deadline = time.monotonic() + self.options.publish_timeout
         publish = _Publish(self, len(messages), deadline, self._random)
@@ -117,7 +117,7 @@ class RedisBroker:
             message, reason, consumer = read_letter(key.topic, key.group, values)
             position = entry_id.decode()
             died_at = datetime.fromtimestamp(int(position.partition("-")[0]) / 1000, UTC)
-            letters.append(DeadLetter(position, message, key, reason, consumer, died_at))
+            letters.append(DeadLetter(position, message, key, reason, consumer, died_at, died_at))
         return letters
 
     def close(self) -> None:

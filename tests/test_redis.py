@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from redis import Redis
 
 from pubsub_core import SystemClock
-from pubsub_core.broker import BrokerOptions, Membership
+from pubsub_core.broker import BrokerOptions, Membership, TopicOptions
 from pubsub_core.codec import codec_for
 from pubsub_core.errors import (
     BrokerError,
@@ -55,12 +55,12 @@ class Place:
         self.topic = "orders"
         self.key = SubscriptionKey(self.topic, "billing")
         self.stream = f"{self.namespace}:{{{self.topic}}}"
-        self.streams: dict[str, str] = {}
+        self.topics: dict[str, TopicOptions] = {}
         self._opened: list[RedisBroker | RedisConsumer] = []
         self._threads = ThreadPoolExecutor(8)
 
     def broker(self, url: str | None = None, *, heartbeat: float = 60.0, publish_timeout: float = 10.0) -> RedisBroker:
-        options = BrokerOptions(SystemClock(), self.namespace, heartbeat, publish_timeout, self.streams)
+        options = BrokerOptions(SystemClock(), self.namespace, heartbeat, publish_timeout, self.topics)
         broker = open_redis(url or self.url, options)
         self._opened.append(broker)
         return broker
@@ -371,7 +371,7 @@ def test_fields_of_an_entry_are_always_the_same_in_the_same_order(place: Place) 
 @pytest.mark.parametrize("stream", ["legacy orders:all", "app:{orders}:v2"])
 def test_topic_may_live_in_a_stream_of_any_name(place: Place, stream: str) -> None:
     stream = f"{place.namespace} {stream}"
-    place.streams["orders"] = stream
+    place.topics["orders"] = TopicOptions(stream)
     broker = place.broker()
     published = publish(broker, 3)
     consumer = place.consumer(broker)
@@ -388,7 +388,7 @@ def test_topic_may_live_in_a_stream_of_any_name(place: Place, stream: str) -> No
 
 @pytest.mark.parametrize("stream", ["", "a{b", "a{}b", "}{"])
 def test_stream_that_could_not_live_in_a_cluster_is_refused(place: Place, stream: str) -> None:
-    place.streams["orders"] = stream
+    place.topics["orders"] = TopicOptions(stream)
 
     with pytest.raises(ConfigurationError, match="topic 'orders' has stream="):
         publish(place.broker())

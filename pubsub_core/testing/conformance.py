@@ -25,7 +25,7 @@ from typing import Any, ClassVar, ParamSpec, TypeVar
 
 import pytest
 
-from pubsub_core.broker import Broker, BrokerOptions, Consumer, DeadLetter, Inspector, Membership, Start
+from pubsub_core.broker import Broker, BrokerOptions, Consumer, DeadLetter, Inspector, Membership, Start, TopicOptions
 from pubsub_core.clock import Clock, SystemClock
 from pubsub_core.errors import LeaseLost
 from pubsub_core.ids import IdMaker, published_at
@@ -97,7 +97,7 @@ class BrokerConformance:
     # What the tests are made of.
 
     clock: Clock
-    streams: dict[str, str]
+    topics: dict[str, TopicOptions]
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Take out the tests of what the backend cannot do."""
@@ -111,7 +111,7 @@ class BrokerConformance:
     @pytest.fixture(autouse=True)
     def _surroundings(self) -> Iterator[None]:
         self.clock = self.make_clock()
-        self.streams = {}
+        self.topics = {}
         self._namespace = f"conformance-{uuid.uuid4().hex[:12]}"
         self._new_id = IdMaker(self.clock)
         self._brokers: list[Broker] = []
@@ -148,7 +148,7 @@ class BrokerConformance:
                 namespace=self._namespace if namespace is None else namespace,
                 heartbeat=heartbeat,
                 publish_timeout=10.0,
-                streams=self.streams,
+                topics=self.topics,
             )
         )
         self._brokers.append(broker)
@@ -368,7 +368,7 @@ class BrokerConformance:
     def test_a_topic_that_asked_for_a_stream_is_kept_under_its_name(self, broker: Broker) -> None:
         """Whatever the namespace, and also if it asked after the broker was made."""
         key = self.key()
-        self.streams[key.topic] = f"stream-{uuid.uuid4().hex[:12]}"
+        self.topics[key.topic] = TopicOptions(f"stream-{uuid.uuid4().hex[:12]}")
         consumer = self.joined(self.open(namespace=f"{self._namespace}-other"), key)
         (delivery,) = self.publish_and_take(broker, consumer, key)
         assert delivery.message.topic == key.topic
@@ -744,7 +744,7 @@ class BrokerConformance:
         assert abs(kept.published_at - sent.published_at) < timedelta(milliseconds=1)
         assert (kept.attempt, kept.group) == (2, key.group)
         assert (letter.reason, letter.subscription, letter.consumer) == (REASON, key, consumer.name)
-        assert abs(letter.died_at - died_at) < timedelta(seconds=self.patience)
+        assert abs(letter.last_failed_at - died_at) < timedelta(seconds=self.patience)
         assert letter.position
         assert list(self.dead_letters(self.open(), key)) == [letter]
 
