@@ -36,9 +36,9 @@ class TopicOptions:
     """What an application said of a topic.
 
     `stream` is the name that the backend shall keep it under, if not its own. `retention` is the seconds for which what
-    every group has settled is kept (None: that of the broker). A topic with `max_backlog` never holds more messages than
-    that: what every group has settled gives way first, then `overflow` decides: the publish is refused, or the oldest
-    messages are dropped, which is counted and logged.
+    every group has settled is kept (None: that of the broker). A topic with `max_backlog` never holds more messages
+    than that: what every group has settled gives way first, then `overflow` decides: the publish is refused, or the
+    oldest messages are dropped, which is counted and logged.
     """
 
     stream: str | None = None
@@ -69,7 +69,8 @@ class BrokerOptions:
     `topics` has the options of the topics that have any. It grows as topics are declared, so look it up at each use.
     `heartbeat` is the seconds between two signs of life of a consumer; one without any for `4 * heartbeat` counts as
     gone. `publish_timeout` bounds a publish in all, in seconds. `retention` is the seconds for which messages are kept
-    that every group has settled; at most `MOST_RETAINED` of a topic.
+    that every group has settled, `dead_letter_retention` those for dead letters; at most `MOST_RETAINED` of a topic, or
+    of a group. `max_crashes` is how many processes a message may take with it before it becomes a dead letter.
     """
 
     clock: Clock
@@ -79,6 +80,7 @@ class BrokerOptions:
     topics: Mapping[str, TopicOptions]
     retention: float = 86_400.0
     max_crashes: int = 3
+    dead_letter_retention: float = 30 * 86_400.0
 
 
 MOST_RETAINED = 100_000
@@ -92,8 +94,9 @@ class Consumer(Protocol):
     `maintain` is called when it asks for it. If the process dies, others get its deliveries, with `attempt` + 1 and
     `crashes` + 1.
 
-    A delivery with `crashes` is a suspect: it may be what killed the process. So a consumer gets no suspect while it has
-    another one, of any subscription; and while it has one with `max_crashes - 1` or more, it gets nothing else at all.
+    A delivery with `crashes` is a suspect: it may be what killed the process. So a consumer gets no suspect while it
+    has another one, of any subscription; and nothing at all while it has one with `max_crashes - 1` or more: if that
+    kills again, it was alone, but for what was in hand already.
     """
 
     @property

@@ -40,6 +40,7 @@ class Runtime:
             self._topics,
             settings.retention,
             settings.max_crashes,
+            settings.dead_letter_retention,
         )
         return open_broker(settings.url, options)
 

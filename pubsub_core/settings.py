@@ -56,6 +56,7 @@ class Settings:
     namespace: str = _setting("pubsub", _text, "a name")
     max_payload: int = _setting(1024 * 1024, _whole, "a number of bytes, 1 or more")
     retention: float = _setting(86_400.0, _seconds, "seconds, more than 0")
+    dead_letter_retention: float = _setting(30 * 86_400.0, _seconds, "seconds, more than 0")
     max_crashes: int = _setting(3, _whole, "a whole number, 1 or more")
     heartbeat: float = _setting(2.0, _seconds, "seconds, more than 0")
     publish_timeout: float = _setting(5.0, _seconds, "seconds, more than 0")

@@ -5,10 +5,11 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Protocol, runtime_checkable
 
-from pubsub_core.broker import IN_MEMORY, USUAL, BrokerOptions, Consumer, DeadLetter, Durability, Membership
+from pubsub_core.broker import IN_MEMORY, USUAL, BrokerOptions, Consumer, DeadLetter, Durability, GroupState, Membership
+from pubsub_core.errors import ConsumersPresent
 from pubsub_core.message import Message, SubscriptionKey
 from pubsub_memory.consumer import MemoryConsumer
-from pubsub_memory.store import Log, Store
+from pubsub_memory.store import Group, Log, Store
 
 
 @runtime_checkable
@@ -44,18 +45,71 @@ class MemoryBroker:
     def close(self) -> None:
         """Do nothing: there is no connection, and others of the same name may still need the messages."""
 
-    def dead_letters(self, key: SubscriptionKey, limit: int = 100) -> Sequence[DeadLetter]:
-        """Return the newest `limit` dead letters of the group, newest first."""
+    def dead_letters(
+        self, key: SubscriptionKey, limit: int = 100, *, before: str | None = None
+    ) -> Sequence[DeadLetter]:
+        """Return the newest dead letters. See the seam."""
         with self._store.lock:
-            log = self._store.logs.get(self._stream(key.topic))
-            group = log.groups.get(key.group) if log else None
-            return list(islice(reversed(group.dead), max(limit, 0))) if group else []
+            group = self._group(key)
+            letters = reversed(group.dead) if group else iter(())
+            return list(islice((one for one in letters if _is_before(one, before)), max(limit, 0)))
+
+    def replay(self, key: SubscriptionKey, positions: Sequence[str]) -> int:
+        """Deliver dead letters to their group again. See the seam."""
+        with self._store.lock:
+            letters = self._remove_letters(key, positions)
+            for letter in letters:
+                self._log(key.topic).groups[key.group].replay(letter)
+            self._store.ring()
+            return len(letters)
+
+    def discard(self, key: SubscriptionKey, positions: Sequence[str]) -> int:
+        """Delete dead letters. See the seam."""
+        with self._store.lock:
+            return len(self._remove_letters(key, positions))
+
+    def _remove_letters(self, key: SubscriptionKey, positions: Sequence[str]) -> list[DeadLetter]:
+        group, chosen = self._group(key), set(positions)
+        if group is None:
+            return []
+        removed = [one for one in group.dead if one.position in chosen]
+        group.dead = [one for one in group.dead if one.position not in chosen]
+        return removed
+
+    def groups(self, topic: str) -> Sequence[GroupState]:
+        """Return how the groups stand. See the seam."""
+        with self._store.lock:
+            log = self._store.logs.get(self._stream(topic))
+            groups = [log.groups[name] for name in sorted(log.groups)] if log else []
+            dropped = log.dropped if log else 0
+            return [one.state(len(self._store.consumers_of(one)), dropped) for one in groups]
+
+    def remove_group(self, key: SubscriptionKey) -> None:
+        """Delete a group. See the seam."""
+        with self._store.lock:
+            group = self._group(key)
+            if group is None:
+                return
+            present = self._store.consumers_of(group)
+            if present:
+                raise ConsumersPresent(
+                    f"group {key.group!r} of topic {key.topic!r} is consumed, by {present[0].name!r}: stop it first"
+                )
+            del self._log(key.topic).groups[key.group]
+
+    def _group(self, key: SubscriptionKey) -> Group | None:
+        log = self._store.logs.get(self._stream(key.topic))
+        return log.groups.get(key.group) if log else None
 
     def _stream(self, topic: str) -> str:
         return self._options.topics.get(topic, USUAL).stream or f"{self._options.namespace}:{topic}"
 
     def _log(self, topic: str) -> Log:
         return self._store.log(self._stream(topic))
+
+
+def _is_before(letter: DeadLetter, position: str | None) -> bool:
+    return position is None or int(letter.position) < int(position)
 
 
 def _ring_of(store: Store) -> Callable[[], None]:

@@ -1,11 +1,10 @@
 """A consumer of the memory broker."""
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from queue import Empty, SimpleQueue
 from time import monotonic
 
-from pubsub_core.broker import BrokerOptions, DeadLetter, Membership
+from pubsub_core.broker import BrokerOptions, Membership
 from pubsub_core.errors import LeaseLost
 from pubsub_core.message import DeadLetterReason, Delivery, SubscriptionKey
 from pubsub_memory.store import Group, Log, Store
@@ -37,6 +36,9 @@ class MemoryConsumer:
         self._registered = False
         self._turn = 0
         self._woken = False
+        self._last_chance = max(1, options.max_crashes - 1)
+        # What is held that crashed somebody before, and how often.
+        self._crashed: dict[tuple[SubscriptionKey, str | None], int] = {}
         self._bell: SimpleQueue[None] = SimpleQueue()  # its `put` is safe even in a signal handler
 
     def receive(
@@ -78,16 +80,34 @@ class MemoryConsumer:
         if len(asked) > 1:
             self._turn = (self._turn + 1) % len(asked)
             asked = asked[self._turn :] + asked[: self._turn]
-        taken: list[Delivery[bytes]] = []
+        if self._is_at_last_chance():
+            return []
+        taken = self._take_suspect(asked, now)
+        if self._is_at_last_chance():
+            return taken
         for key in asked:
-            taken += self._groups[key].take(self, credit[key], now)
+            count = credit[key] - sum(one.subscription == key for one in taken) if taken else credit[key]
+            taken += self._groups[key].take(self, count, now)
         return taken
+
+    def _take_suspect(self, asked: Sequence[SubscriptionKey], now: float) -> list[Delivery[bytes]]:
+        if not self._crashed:
+            for key in asked:
+                for suspect in self._groups[key].take_suspect(self, now):
+                    self._crashed[key, suspect.message.position] = suspect.crashes
+                    return [suspect]
+        return []
+
+    def _is_at_last_chance(self) -> bool:
+        """Whether it has a suspect beside which it gets nothing: if that kills, it is alone."""
+        return any(crashes >= self._last_chance for crashes in self._crashed.values())
 
     def _until_due(self, credit: Mapping[SubscriptionKey, int]) -> float:
         """Return for how many seconds of this machine nothing parked can come due. A clock that is moved rings."""
         if not self._clock_moves_by_itself:
             return _LONGEST_WAIT
-        due_at = min((self._groups[key].due_at() for key, count in credit.items() if count > 0), default=float("inf"))
+        asked = [self._groups[key] for key, count in credit.items() if count > 0]
+        due_at = min((group.due_at(suspects=not self._crashed) for group in asked), default=float("inf"))
         return max(due_at - self._clock.time(), 0.001)
 
     def _wait_for_bell(self, seconds: float) -> None:
@@ -116,12 +136,19 @@ class MemoryConsumer:
     def _settle(self, deliveries: Sequence[Delivery[bytes]]) -> None:
         for delivery in deliveries:
             self._groups[delivery.subscription].settle(delivery.message.position)
+            self._forget(delivery)
+
+    def _forget(self, delivery: Delivery[bytes]) -> None:
+        """Note that a delivery is held no more. After a suspect another one may be had."""
+        if delivery.crashes and self._crashed.pop((delivery.subscription, delivery.message.position), None) is not None:
+            self._bell.put(None)
 
     def nack(self, delivery: Delivery[bytes], delay: float) -> None:
         """Give back, to be delivered again after `delay` seconds of the clock. Raises LeaseLost if it is not ours."""
         with self._store.lock:
             group, held = self._give_up(delivery)
-            group.park(held, self._clock.time() + delay, counted=True)
+            now = self._clock.time()
+            group.park_failed(held, now + delay, now)
             self._store.ring()
 
     def release(self, deliveries: Sequence[Delivery[bytes]]) -> None:
@@ -131,18 +158,15 @@ class MemoryConsumer:
                 group = self._groups[delivery.subscription]
                 held = group.give_up(self, delivery)
                 if held is not None:
-                    group.park(held, 0.0, counted=False)
+                    group.park(held, 0.0)
+                    self._forget(held)
             self._store.ring()
 
     def dead_letter(self, delivery: Delivery[bytes], reason: DeadLetterReason) -> None:
         """Keep the message and the reason, and end the delivery. Raises LeaseLost if it is not ours."""
         with self._store.lock:
             group, held = self._give_up(delivery)
-            died_at = datetime.fromtimestamp(self._clock.time(), UTC)
-            position = str(len(group.dead) + 1)
-            group.dead.append(
-                DeadLetter(position, held.message, held.subscription, reason, self.name, died_at, died_at)
-            )
+            group.bury(held, reason, self.name, self._clock.time())
 
     def _give_up(self, delivery: Delivery[bytes]) -> tuple[Group, Delivery[bytes]]:
         group = self._groups[delivery.subscription]
@@ -152,13 +176,14 @@ class MemoryConsumer:
                 f"the delivery {delivery.message!r} is not that of consumer {self.name!r} any more: "
                 "it was settled, or taken over when the consumer gave no sign of life"
             )
+        self._forget(held)
         return group, held
 
     def maintain(self) -> float:
         """Give a sign of life, and take over from consumers that gave none for four heartbeats."""
         with self._store.lock:
             self._sign_of_life = self._clock.time()
-            self._store.remove_gone()
+            self._store.remove_gone(self._sign_of_life)
         return self._heartbeat
 
     def is_gone(self) -> bool:
@@ -168,8 +193,13 @@ class MemoryConsumer:
     def lapse(self) -> None:
         """Take note that the consumer is watched no more. The next `receive` registers it anew."""
         self._registered = False
+        self._crashed.clear()
+
+    def has_joined(self, group: Group) -> bool:
+        """Return whether it consumes the group."""
+        return group in self._groups.values()
 
     def close(self) -> None:
         """Leave the groups; what is still held goes back uncounted."""
         with self._store.lock:
-            self._store.remove(self, counted=False)
+            self._store.remove(self, self._clock.time(), is_dead=False)

@@ -13,9 +13,12 @@ _set_published_at, _set_key, _set_headers = _message["published_at"], _message["
 _set_attempt, _set_group = _message["attempt"], _message["group"]
 _set_source, _set_position = _message["source"], _message["position"]
 _set_message, _set_subscription = vars(Delivery)["message"].__set__, vars(Delivery)["subscription"].__set__
+_set_crashes = vars(Delivery)["crashes"].__set__
 
 
-def hand_over(stored: Message[bytes], key: SubscriptionKey, attempt: int, position: str) -> Delivery[bytes]:
+def hand_over(
+    stored: Message[bytes], key: SubscriptionKey, attempt: int, position: str, crashes: int = 0
+) -> Delivery[bytes]:
     """Return the delivery of a stored message, or of one delivered before, to a subscription."""
     message: Message[bytes] = _new(Message)
     _set_id(message, stored.id)
@@ -31,4 +34,5 @@ def hand_over(stored: Message[bytes], key: SubscriptionKey, attempt: int, positi
     delivery: Delivery[bytes] = _new(Delivery)
     _set_message(delivery, message)
     _set_subscription(delivery, key)
+    _set_crashes(delivery, crashes)
     return delivery

@@ -3,13 +3,14 @@
 import os
 import threading
 from bisect import bisect_left
-from datetime import datetime
+from dataclasses import replace
+from datetime import UTC, datetime
 from heapq import heappop, heappush
 from typing import Protocol
 from weakref import WeakSet
 
-from pubsub_core.broker import DeadLetter, Start
-from pubsub_core.message import Delivery, Message, SubscriptionKey
+from pubsub_core.broker import DeadLetter, GroupState, Start
+from pubsub_core.message import DeadLetterReason, Delivery, Message, SubscriptionKey
 from pubsub_memory.handover import hand_over
 
 KEPT_FOR_LOOKING_BACK = 1000
@@ -29,6 +30,9 @@ class Owner(Protocol):
     def ring(self) -> None:
         """Tell it to look again. Never blocks."""
 
+    def has_joined(self, group: "Group") -> bool:
+        """Return whether it consumes the group."""
+
     def lapse(self) -> None:
         """Tell it that it is not registered any more."""
 
@@ -42,6 +46,7 @@ class Log:
         # When each was stored, and what: those from `first` on, to the one before `end`.
         self.entries: dict[int, tuple[float, Message[bytes]]] = {}
         self.groups: dict[str, Group] = {}
+        self.dropped = 0  # to bound the backlog, ever
         self._last_stored = 0.0
 
     def append(self, message: Message[bytes], now: float) -> None:
@@ -86,18 +91,27 @@ class Group:
         self.next = start
         self.dead: list[DeadLetter] = []
         self.held: dict[str, tuple[Owner, Delivery[bytes]]] = {}
+        self.failed_at: dict[str, float] = {}  # the first failure, of what failed and is not settled
         self._log = log
         self._key = key
         self._parked: dict[str, Delivery[bytes]] = {}
-        self._due: list[tuple[float, int, str]] = []  # one of each in `_parked`, and some that were acknowledged since
+        self._letters = 0
+        # One of each in `_parked`, and some that were acknowledged since; apart those that crashed their consumer.
+        self._due: list[tuple[float, int, str]] = []
+        self._suspects: list[tuple[float, int, str]] = []
 
-    def due_at(self) -> float:
-        """Return when the next parked delivery is due; infinite if there is none."""
-        return self._due[0][0] if self._due else float("inf")
+    def due_at(self, *, suspects: bool) -> float:
+        """Return when the next parked delivery is due, a suspect or not; infinite if there is none."""
+        heaps = (self._due, self._suspects) if suspects else (self._due,)
+        return min((heap[0][0] for heap in heaps if heap), default=float("inf"))
+
+    def take_suspect(self, owner: Owner, now: float) -> list[Delivery[bytes]]:
+        """Hand out one that crashed its consumer, if one is due."""
+        return self._take_due(self._suspects, owner, 1, now) if self._suspects else []
 
     def take(self, owner: Owner, count: int, now: float) -> list[Delivery[bytes]]:
         """Hand out what is due, then what is new, `count` in all at most."""
-        taken = self._take_due(owner, count, now) if self._due else []
+        taken = self._take_due(self._due, owner, count, now) if self._due else []
         log, held, key = self._log, self.held, self._key
         entries = log.entries
         upto = min(log.end, self.next + count - len(taken))
@@ -111,10 +125,12 @@ class Group:
             log.trim()
         return taken
 
-    def _take_due(self, owner: Owner, count: int, now: float) -> list[Delivery[bytes]]:
+    def _take_due(
+        self, heap: list[tuple[float, int, str]], owner: Owner, count: int, now: float
+    ) -> list[Delivery[bytes]]:
         taken: list[Delivery[bytes]] = []
-        while len(taken) < count and self._due and self._due[0][0] <= now:
-            position = heappop(self._due)[2]
+        while len(taken) < count and heap and heap[0][0] <= now:
+            position = heappop(heap)[2]
             delivery = self._parked.pop(position, None)
             if delivery is not None:
                 self.held[position] = (owner, delivery)
@@ -125,6 +141,8 @@ class Group:
         """End a delivery, whoever holds it, also while it is parked."""
         if position is not None and self.held.pop(position, None) is None:
             self._parked.pop(position, None)
+        if self.failed_at:
+            self.failed_at.pop(str(position), None)
 
     def give_up(self, owner: Owner, delivery: Delivery[bytes]) -> Delivery[bytes] | None:
         """Take the delivery from its owner, and return it; None if it is not the owner's any more."""
@@ -137,22 +155,49 @@ class Group:
         del self.held[position]
         return held
 
-    def park(self, delivery: Delivery[bytes], due: float, *, counted: bool) -> None:
-        """Keep a delivery that nobody holds until `due`; as the next attempt, if this one counted."""
-        message = delivery.message
-        position = str(message.position)
-        if counted:
-            delivery = hand_over(message, self._key, message.attempt + 1, position)
+    def park(self, delivery: Delivery[bytes], due: float) -> None:
+        """Keep a delivery that nobody holds until `due`."""
+        position = str(delivery.message.position)
         self._parked[position] = delivery
-        heappush(self._due, (due, int(position), position))
+        heappush(self._suspects if delivery.crashes else self._due, (due, int(position), position))
 
-    def take_from(self, owner: Owner, *, counted: bool) -> bool:
+    def park_failed(self, delivery: Delivery[bytes], due: float, now: float, *, crashes: int = 0) -> None:
+        """Keep a delivery whose attempt failed until `due`, as the next attempt."""
+        position = str(delivery.message.position)
+        self.failed_at.setdefault(position, now)
+        attempt = delivery.message.attempt + 1
+        self.park(hand_over(delivery.message, self._key, attempt, position, delivery.crashes + crashes), due)
+
+    def take_from(self, owner: Owner, now: float, *, is_dead: bool) -> bool:
         """Park all that the owner holds, to be handed out at once. Returns whether there was any."""
         lost = [delivery for holder, delivery in self.held.values() if holder is owner]
         for delivery in lost:
             del self.held[str(delivery.message.position)]
-            self.park(delivery, 0.0, counted=counted)
+            if is_dead:
+                self.park_failed(delivery, 0.0, now, crashes=1)
+            else:
+                self.park(delivery, 0.0)
         return bool(lost)
+
+    def bury(self, held: Delivery[bytes], reason: DeadLetterReason, consumer: str, now: float) -> None:
+        """Keep a delivery that nobody holds as a dead letter."""
+        self._letters += 1
+        first = min(now, self.failed_at.pop(str(held.message.position), now))
+        moments = (datetime.fromtimestamp(moment, UTC) for moment in (first, now))
+        self.dead.append(DeadLetter(str(self._letters), held.message, held.subscription, reason, consumer, *moments))
+
+    def replay(self, letter: DeadLetter) -> None:
+        """Deliver a dead letter again, as new. Its place is that which it had."""
+        position = str(letter.message.position)
+        self.park(hand_over(replace(letter.message, source="replay"), self._key, 1, position), 0.0)
+
+    def state(self, consumers: int, dropped: int) -> GroupState:
+        """Return how the group stands."""
+        unsettled = [self._log.entries[number][1] for number in range(self.next, self._log.end)[:1]]
+        unsettled += [delivery.message for _, delivery in self.held.values()]
+        unsettled += [delivery.message for delivery in self._parked.values()]
+        oldest = min((message.published_at for message in unsettled), default=None)
+        return GroupState(self._key, len(self.held) + len(self._parked), consumers, oldest, dropped)
 
 
 class Store:
@@ -183,20 +228,24 @@ class Store:
         """Watch the consumer for signs of life."""
         self._consumers[owner.name] = owner
 
-    def remove(self, owner: Owner, *, counted: bool) -> None:
+    def remove(self, owner: Owner, now: float, *, is_dead: bool) -> None:
         """Watch the consumer no more, and hand what it holds to others."""
         self._consumers.pop(owner.name, None)
         owner.lapse()
         parked = [
-            group.take_from(owner, counted=counted) for log in self.logs.values() for group in log.groups.values()
+            group.take_from(owner, now, is_dead=is_dead) for log in self.logs.values() for group in log.groups.values()
         ]
         if any(parked):
             self.ring()
 
-    def remove_gone(self) -> None:
+    def remove_gone(self, now: float) -> None:
         """Take over from the consumers that gave no sign of life for too long."""
         for owner in [owner for owner in self._consumers.values() if owner.is_gone()]:
-            self.remove(owner, counted=True)
+            self.remove(owner, now, is_dead=True)
+
+    def consumers_of(self, group: Group) -> list[Owner]:
+        """Return the consumers that are watched, of a group."""
+        return [owner for owner in self._consumers.values() if owner.has_joined(group)]
 
 
 # A fork copies what other threads are about to change. So it waits for them, and the child finds its copy in order.

@@ -8,22 +8,22 @@ from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
-from pubsub_core.broker import IN_MEMORY, USUAL, BrokerOptions, DeadLetter, Durability, Membership
-from pubsub_core.errors import BrokerError, BrokerUnavailable, PublishUncertain
+from pubsub_core.broker import IN_MEMORY, USUAL, BrokerOptions, DeadLetter, Durability, GroupState, Membership
+from pubsub_core.errors import BrokerError, BrokerUnavailable, ConsumersPresent, PublishUncertain
 from pubsub_core.message import Message, SubscriptionKey
 from pubsub_redis.consumer import RedisConsumer
-from pubsub_redis.entry import add_command, read_letter
-from pubsub_redis.faults import broker_errors, translated
-from pubsub_redis.keys import TopicKeys, topic_keys
-from pubsub_redis.link import Command, Link, checked
+from pubsub_redis.entry import add_command, entry_fields, read_letter, stored_at
+from pubsub_redis.faults import broker_errors, is_missing_group, translated
+from pubsub_redis.keys import PARKED, TopicKeys, topic_keys, worker_key
+from pubsub_redis.link import Command, Link, checked, script_call
 from pubsub_redis.servers import Node, Servers
 
 _CHUNK_MESSAGES = 500
 _CHUNK_BYTES = 1024 * 1024
 _LOOK_PAGE = 1000
+_LETTERS = 100  # in one script call, or command
 
 _Name = tuple[str, str]
 """A message's topic and id."""
@@ -106,19 +106,88 @@ class RedisBroker:
         """Return a consumer. See the seam."""
         return RedisConsumer(self, memberships, name)
 
-    def dead_letters(self, key: SubscriptionKey, limit: int = 100) -> Sequence[DeadLetter]:
+    def dead_letters(
+        self, key: SubscriptionKey, limit: int = 100, *, before: str | None = None
+    ) -> Sequence[DeadLetter]:
         """Return the newest dead letters. See the seam."""
         keys = self.keys(key.topic)
-        entries = self.call(
-            keys.stream, ("XREVRANGE", keys.dead(key.group), "+", "-", "COUNT", limit), "listing dead letters"
+        end = "+" if before is None else f"({before}"
+        command = ("XREVRANGE", keys.dead(key.group), end, "-", "COUNT", limit)
+        entries = self.call(keys.stream, command, "listing dead letters") if limit > 0 else ()
+        return [read_letter(key, entry_id, values) for entry_id, values in entries]
+
+    def replay(self, key: SubscriptionKey, positions: Sequence[str]) -> int:
+        """Deliver dead letters to their group again, as new entries that all other groups pass over. See the seam."""
+        keys = self.keys(key.topic)
+        dead = keys.dead(key.group)
+        moved = 0
+        for start in range(0, len(positions), _LETTERS):
+            arguments: list[str | bytes] = []
+            for position in positions[start : start + _LETTERS]:
+                for entry_id, values in self.call(keys.stream, ("XRANGE", dead, position, position), "reading letters"):
+                    letter = read_letter(key, entry_id, values)
+                    arguments += [position, *entry_fields(letter.message, only=key.group)]
+            if arguments:
+                moved += self.call(keys.stream, script_call("replay", (keys.stream, dead), *arguments), "replaying")
+        return moved
+
+    def discard(self, key: SubscriptionKey, positions: Sequence[str]) -> int:
+        """Delete dead letters. See the seam."""
+        keys = self.keys(key.topic)
+        return sum(
+            self.call(
+                keys.stream, ("XDEL", keys.dead(key.group), *positions[start : start + _LETTERS]), "discarding letters"
+            )
+            for start in range(0, len(positions), _LETTERS)
         )
-        letters = []
-        for entry_id, values in entries:
-            message, reason, consumer = read_letter(key.topic, key.group, values)
-            position = entry_id.decode()
-            died_at = datetime.fromtimestamp(int(position.partition("-")[0]) / 1000, UTC)
-            letters.append(DeadLetter(position, message, key, reason, consumer, died_at, died_at))
-        return letters
+
+    def groups(self, topic: str) -> Sequence[GroupState]:
+        """Return how the groups stand. See the seam."""
+        keys = self.keys(topic)
+        try:
+            rows = self.call(keys.stream, ("XINFO", "GROUPS", keys.stream), "listing groups")
+        except BrokerError as error:
+            if is_missing_group(error.__cause__):
+                return ()
+            raise
+        dropped = int(self.call(keys.stream, ("GET", keys.dropped), "counting dropped messages") or 0)
+        facts = [dict(zip(row[::2], row[1::2], strict=True)) for row in rows]
+        states = [self._state(topic, keys, one, dropped) for one in facts]
+        return sorted(states, key=lambda one: one.key.group)
+
+    def _state(self, topic: str, keys: TopicKeys, facts: dict[bytes, Any], dropped: int) -> GroupState:
+        group = facts[b"name"].decode()
+        consumers = self._consumers(keys.stream, group)
+        first = self.call(keys.stream, ("XPENDING", keys.stream, group), "listing what is pending")[1]
+        if first is None:
+            after = "(" + facts[b"last-delivered-id"].decode()
+            unread = self.call(keys.stream, ("XRANGE", keys.stream, after, "+", "COUNT", 1), "looking for a message")
+            first = unread[0][0] if unread else None
+        oldest = None if first is None else stored_at(first.decode())
+        return GroupState(SubscriptionKey(topic, group), facts[b"pending"], len(consumers), oldest, dropped)
+
+    def _consumers(self, stream: str, group: str) -> list[bytes]:
+        rows = self.call(stream, ("XINFO", "CONSUMERS", stream, group), "listing consumers")
+        names = [row[row.index(b"name") + 1] for row in rows]
+        return [name for name in names if name != PARKED.encode()]
+
+    def remove_group(self, key: SubscriptionKey) -> None:
+        """Delete a group. See the seam."""
+        keys = self.keys(key.topic)
+        try:
+            for name in self._consumers(keys.stream, key.group):
+                sign = worker_key(self.options.namespace, name.decode("utf-8", "replace"))
+                if self.call(sign, ("EXISTS", sign), "looking for a sign of life"):
+                    raise ConsumersPresent(
+                        f"group {key.group!r} of topic {key.topic!r} is consumed, by "
+                        f"{name.decode('utf-8', 'replace')!r}: stop its workers first"
+                    )
+            self.call(keys.stream, ("XGROUP", "DESTROY", keys.stream, key.group), "removing a group")
+        except BrokerError as error:
+            if not is_missing_group(error.__cause__):
+                raise
+        self.call(keys.stream, ("HDEL", keys.floors, key.group), "removing a group")
+        self.call(keys.stream, ("DEL", *keys.of_group(key.group)), "removing a group")
 
     def close(self) -> None:
         """Close every connection of this process that nobody uses now."""

@@ -6,6 +6,7 @@ becoming a dead letter, so a crash at any point loses nothing.
 """
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -13,15 +14,15 @@ import select
 import socket
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from pubsub_core.broker import Membership
+from pubsub_core.broker import MOST_RETAINED, USUAL, Membership
 from pubsub_core.errors import BrokerError, BrokerFull, BrokerUnavailable, LeaseLost, PubSubError
 from pubsub_core.message import DeadLetterReason, Delivery, SubscriptionKey
-from pubsub_redis.entry import letter_fields, read_entry
+from pubsub_redis.entry import is_for_another, letter_fields, read_entry
 from pubsub_redis.faults import FOREIGN, is_missing_group, translated
 from pubsub_redis.keys import PARKED, TopicKeys, control_channel, look_key, worker_key
 from pubsub_redis.link import Command, Link, checked, script_call
@@ -35,6 +36,9 @@ log = logging.getLogger(__name__)
 _TAKE = 100  # due entries per script call: a burst must not stall the server
 _CONTROL = "~control"  # no group has such a name
 _LOOK_FOR_DUE = 10.0  # seconds; only the safety net below the wake-ups
+_MOST = 500  # entries of a topic in one read
+_TRIM = 10_000  # entries in one script call
+_TIDY = 60.0  # seconds
 _MARGIN = 1.0  # seconds that the server would wait longer than we do, if we did not call it off
 
 Deliveries = list[Delivery[bytes]]
@@ -51,7 +55,15 @@ class _Group:
     was_made: bool = False
     is_hot: bool = False
     due_at: float = 0.0  # time.monotonic() of the next look for due entries
+    suspects_at: float = 0.0  # the same for those that crashed somebody, which count only while we have none
     held: dict[str, int] = field(default_factory=dict)  # entry id → attempt, of what `receive` returned
+    tidied_to: bytes = b"0"
+
+    @property
+    def parked_keys(self) -> tuple[str, str, str, str]:
+        """The keys of the scripts that park and take."""
+        name = self.key.group
+        return self.keys.stream, self.keys.due(name), self.keys.suspects(name), self.keys.failures(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +95,7 @@ class RedisConsumer:
         self._heartbeat = broker.options.heartbeat
         self._links: dict[tuple[Node, str], Link] = {}  # of `receive`: the group's, or "" for the control channel
         self._control: Link | None = None
+        self._turn = 0
         self._is_certain = False  # whether `held` is what the server thinks, and all groups are there
         self._wake_out, self._wake_in = socket.socketpair()
         self._wake_out.setblocking(False)
@@ -92,7 +105,14 @@ class RedisConsumer:
         self._beat_at = 0.0
         self._look_at = 0.0
         self._patient_until = 0.0
+        self._reported: set[SubscriptionKey] = set()  # groups that nobody consumes
         self._suspects: dict[tuple[SubscriptionKey, bytes], float] = {}  # consumer → when it was first found silent
+        self._crashed: dict[str, int] = {}  # what is held that crashed somebody before: entry id → how often
+        self._most = (
+            _MOST  # per topic and read, fewer after a read that broke: it may have been too much for the server
+        )
+        self._concern = _digest(self._groups)
+        self._tidy_at = 0.0
         self._is_closed = False
 
     @property
@@ -112,6 +132,7 @@ class RedisConsumer:
                 self._make_certain()
             received = self._receive(credit, deadline, done)
         except BaseException as error:
+            self._most = max(1, self._most // 8)
             self._start_over()
             if isinstance(error, FOREIGN):
                 raise translated(error, f"reading from {self._broker.shown_url}") from error
@@ -119,6 +140,10 @@ class RedisConsumer:
         # Not earlier: what the server gave us and an error kept from the caller is handed back.
         for one in received:
             self._groups[one.subscription].held[_position(one)] = one.message.attempt
+            if one.crashes:
+                self._crashed[_position(one)] = one.crashes
+        if received:
+            self._most = min(_MOST, 2 * self._most)
         return received
 
     def _receive(
@@ -126,14 +151,14 @@ class RedisConsumer:
     ) -> Deliveries:
         while True:
             now = time.monotonic()
-            wanted = [(self._groups[key], count) for key, count in credit.items() if count > 0]
-            due = [(group, count) for group, count in wanted if group.due_at <= now]
+            wanted = self._wanted(credit)
+            is_due = any(self._due_at(group) <= now for group, _ in wanted)
             reads = _reads(wanted)
             has_backlog = len(reads) > 1 and any(group.is_hot for group, _ in wanted)
-            if due or has_backlog or now >= deadline:
-                received = self._sweep(wanted, due, done)
+            if is_due or has_backlog or now >= deadline:
+                received = self._sweep(wanted, done)
             else:
-                until = min([deadline, *(group.due_at for group, _ in wanted)])
+                until = min([deadline, *(self._due_at(group) for group, _ in wanted)])
                 received, is_woken = self._block(reads, until - now, done)
                 if is_woken:
                     return received
@@ -141,9 +166,20 @@ class RedisConsumer:
             if received or time.monotonic() >= deadline:
                 return received
 
-    def _sweep(
-        self, wanted: list[tuple[_Group, int]], due: list[tuple[_Group, int]], done: Sequence[Delivery[bytes]]
-    ) -> Deliveries:
+    def _wanted(self, credit: Mapping[SubscriptionKey, int]) -> list[tuple[_Group, int]]:
+        """Return what may be asked for now. Nothing beside a suspect at its last chance: if it kills, it is alone."""
+        if any(map(self._is_last, [*self._crashed.values()])):
+            return []
+        wanted = [(self._groups[key], min(count, self._most)) for key, count in credit.items() if count > 0]
+        if self._most == 1 and len(wanted) > 1:
+            self._turn += 1
+            return [wanted[self._turn % len(wanted)]]
+        return wanted
+
+    def _due_at(self, group: _Group) -> float:
+        return group.due_at if self._crashed else min(group.due_at, group.suspects_at)
+
+    def _sweep(self, wanted: list[tuple[_Group, int]], done: Sequence[Delivery[bytes]]) -> Deliveries:
         """Acknowledge, take what is due and read what is new, without waiting.
 
         One round trip per node, two if something may be due.
@@ -151,9 +187,19 @@ class RedisConsumer:
         if self._control is not None and self._control.has_more():
             self._read_control()
         acks = self._ack_commands(done)
-        taken = self._take(due, acks) if due else []
+        taken = self._take_suspect(wanted, acks)
+        if self._is_at_last_chance(taken):
+            for node, commands in acks.items():
+                self._check_all(self._link(node, "").ask(commands))
+            self._forget(done)
+            return taken
         left = Counter({group.key: count for group, count in wanted})
-        left.subtract(Counter(one.subscription for one in taken))
+        left.subtract(one.subscription for one in taken)
+        now = time.monotonic()
+        due = [(group, left[group.key]) for group, _ in wanted if left[group.key] > 0 and group.due_at <= now]
+        again = self._take(due, acks) if due else []
+        left.subtract(one.subscription for one in again)
+        taken += again
         by_node: dict[Node, list[_Read]] = defaultdict(list)
         for read in _reads([(group, left[group.key]) for group, _ in wanted if left[group.key] > 0]):
             by_node[read.node].append(read)
@@ -166,7 +212,21 @@ class RedisConsumer:
         self._forget(done)
         return received
 
-    def _take(self, due: list[tuple[_Group, int]], acks: dict[Node, list[Command]]) -> Deliveries:
+    def _is_last(self, crashes: int) -> bool:
+        return crashes >= max(1, self._broker.options.max_crashes - 1)
+
+    def _is_at_last_chance(self, taken: Deliveries) -> bool:
+        return any(one.crashes and self._is_last(one.crashes) for one in taken)
+
+    def _take_suspect(self, wanted: list[tuple[_Group, int]], acks: dict[Node, list[Command]]) -> Deliveries:
+        """Take one that crashed somebody, if we have none. If there is none, one that only is due."""
+        if self._crashed:
+            return []
+        now = time.monotonic()
+        suspicious = min((one for one, _ in wanted if one.suspects_at <= now), key=_suspects_at, default=None)
+        return [] if suspicious is None else self._take([(suspicious, 1)], acks, 1)
+
+    def _take(self, due: list[tuple[_Group, int]], acks: dict[Node, list[Command]], suspects: int = 0) -> Deliveries:
         """Acknowledge on the nodes where something may be due, and take it."""
         by_node = defaultdict(list)
         for group, count in due:
@@ -174,7 +234,8 @@ class RedisConsumer:
         taken: Deliveries = []
         for node, here in by_node.items():
             first = acks.pop(node, [])
-            replies = self._link(node, "").ask([*first, *(self._take_command(*one) for one in here)])
+            commands = [self._take_command(group, count, suspects) for group, count in here]
+            replies = self._link(node, "").ask([*first, *commands])
             self._check_all(replies)
             for (group, _), reply in zip(here, replies[len(first) :], strict=True):
                 taken += self._taken(group, reply)
@@ -252,22 +313,36 @@ class RedisConsumer:
                 known = self._groups.get(SubscriptionKey(topic, group))
                 if word == "due" and known is not None:
                     known.due_at = min(known.due_at, time.monotonic() + float(seconds))
+                    known.suspects_at = min(known.suspects_at, known.due_at)
             if not control.has_more():
                 return
 
-    def _take_command(self, group: _Group, count: int) -> Command:
-        keys = (group.keys.stream, group.keys.due(group.key.group))
-        return script_call("take", keys, group.key.group, self._name, min(count, _TAKE))
+    def _take_command(self, group: _Group, count: int, suspects: int) -> Command:
+        return script_call("take", group.parked_keys, group.key.group, self._name, min(count, _TAKE), suspects)
 
     def _taken(self, group: _Group, reply: Any) -> Deliveries:
-        next_in = int(reply[0])
         now = time.monotonic()
-        group.due_at = now + (_LOOK_FOR_DUE if next_in < 0 else min(_LOOK_FOR_DUE, next_in / 1000))
-        return [self._delivery(group, entry_id, values, attempt) for entry_id, attempt, values in reply[1:]]
+        group.due_at, group.suspects_at = (
+            now + (_LOOK_FOR_DUE if next_in < 0 else min(_LOOK_FOR_DUE, next_in / 1000)) for next_in in reply[:2]
+        )
+        entries = [(entry_id, attempt, crashes, values) for entry_id, attempt, crashes, values in reply[2:]]
+        self._pass_over(group, [one[0] for one in entries if is_for_another(one[3], group.key.group)])
+        return [
+            self._delivery(group, entry_id, values, attempt, crashes)
+            for entry_id, attempt, crashes, values in entries
+            if not is_for_another(values, group.key.group)
+        ]
+
+    def _pass_over(self, group: _Group, entry_ids: list[bytes]) -> None:
+        """Acknowledge what is addressed to another group."""
+        if entry_ids:
+            acks: Command = ("XACK", group.keys.stream, group.key.group, *entry_ids)
+            self._check_all(self._link(group.node, "").ask([acks]))
 
     def _note_all(self, reads: Sequence[_Read], replies: Sequence[Any], received: Deliveries) -> None:
         """Turn the replies of reads into deliveries. Raises the first error only if there is nothing to hand out."""
         errors: list[Exception] = []
+        foreign: list[tuple[_Group, list[bytes]]] = []
         for read, reply in zip(reads, replies, strict=True):
             if isinstance(reply, Exception):
                 errors.append(reply)
@@ -277,16 +352,25 @@ class RedisConsumer:
                 one.is_hot = False
             for stream, entries in reply or ():
                 group = by_stream[stream.decode()]
-                group.is_hot = len(entries) >= read.count > 1
-                received += [self._delivery(group, entry_id, values, 1) for entry_id, values in entries]
+                group.is_hot = len(entries) >= read.count
+                name = group.key.group
+                replayed = [entry_id for entry_id, values in entries if is_for_another(values, name)]
+                if replayed:
+                    entries = [one for one in entries if one[0] not in replayed]  # noqa: PLW2901
+                    foreign.append((group, replayed))
+                received += [self._delivery(group, entry_id, values, 1, 0) for entry_id, values in entries]
+        for group, entry_ids in foreign:
+            self._pass_over(group, entry_ids)
         if errors and not received:
             self._check_all(errors)
         elif errors:
             self._is_certain = False  # hand out what came; the next call gets certain, and finds out what is wrong
 
-    def _delivery(self, group: _Group, entry_id: bytes, values: list[bytes], attempt: int) -> Delivery[bytes]:
+    def _delivery(
+        self, group: _Group, entry_id: bytes, values: list[bytes], attempt: int, crashes: int
+    ) -> Delivery[bytes]:
         message = read_entry(group.key.topic, group.key.group, entry_id, values, attempt)
-        return Delivery(message, group.key)
+        return Delivery(message, group.key, crashes)
 
     def _check_all(self, replies: Sequence[Any]) -> None:
         """Raise the first error among the replies."""
@@ -307,7 +391,7 @@ class RedisConsumer:
         self._control = self._subscribed()
         for group in self._groups.values():
             self._hand_back_unseen(group)
-            group.due_at = 0.0
+            group.due_at = group.suspects_at = 0.0
         if self._was_certain:
             self._patient_until = time.monotonic() + 4 * self._heartbeat
         self._is_certain = self._was_certain = True
@@ -322,10 +406,15 @@ class RedisConsumer:
         return next((group.node for group in self._groups.values()), "")
 
     def _join(self, group: _Group) -> None:
-        """Make the group if there is none. One that was lost begins at the oldest message: better twice than never."""
-        start = "0" if group.was_made else _start_id(group.start)
+        """Make the group if there is none. One that was lost begins at what it is known to have settled, or with the
+        oldest message: better twice than never.
+        """
         what = f"joining group {group.key.group!r} of topic {group.key.topic!r} (key {group.keys.stream!r})"
         link = self._link(group.node, "")
+        floor = link.call("HGET", group.keys.floors, group.key.group, what=what)
+        start = "0" if group.was_made else _start_id(group.start)
+        if floor is not None:
+            start = _before(floor.decode())
         try:
             link.call("XGROUP", "CREATE", group.keys.stream, group.key.group, start, "MKSTREAM", what=what)
         except BrokerFull:
@@ -334,6 +423,9 @@ class RedisConsumer:
         except BrokerError as error:
             if "BUSYGROUP" not in str(error):
                 raise
+        # Not every server does this at a read that brings nothing, and nobody shall take the group for deserted.
+        with contextlib.suppress(BrokerFull):
+            link.call("XGROUP", "CREATECONSUMER", group.keys.stream, group.key.group, self._name, what=what)
         group.was_made = True
 
     def _hand_back_unseen(self, group: _Group) -> None:
@@ -385,7 +477,7 @@ class RedisConsumer:
     # Settling: called by any thread
 
     def ack(self, deliveries: Sequence[Delivery[bytes]]) -> None:
-        """See the seam. One round trip per node."""
+        """See the seam. One round trip per command."""
         for commands in self._ack_commands(deliveries).values():
             for command in commands:
                 self._call(command, "acknowledging")
@@ -410,7 +502,7 @@ class RedisConsumer:
         position, attempt = _position(delivery), delivery.message.attempt
         command = script_call(
             "bury",
-            (group.keys.stream, group.keys.dead(group.key.group)),
+            (group.keys.stream, group.keys.dead(group.key.group), group.keys.failures(group.key.group)),
             group.key.group, self._name, position, attempt, *letter_fields(position, attempt, self._name, reason),
         )  # fmt: skip
         is_ours = self._call(command, "writing a dead letter")
@@ -429,6 +521,7 @@ class RedisConsumer:
                 command = self._park_command(group, delay, entries[start : start + 200], counts=counts)
                 lost += self._call(command, "giving back")
             group.due_at = min(group.due_at, time.monotonic() + delay)
+            group.suspects_at = min(group.suspects_at, group.due_at)
         if deliveries:
             self.wake()
         return lost
@@ -436,22 +529,27 @@ class RedisConsumer:
     def _park_command(
         self, group: _Group, delay: float, entries: Sequence[tuple[str, int]], *, counts: bool
     ) -> Command:
-        keys = (group.keys.stream, group.keys.due(group.key.group))
         flat = [part for entry in entries for part in entry]
         milliseconds = int(delay * 1000 + 0.999)
         return script_call(
-            "park", keys, group.key.group, self._name, milliseconds, int(counts),
+            "park", group.parked_keys, group.key.group, self._name, milliseconds, int(counts),
             control_channel(self._namespace), _due_text(group.key, delay), *flat,
         )  # fmt: skip
 
     def _ack_commands(self, done: Sequence[Delivery[bytes]]) -> dict[Node, list[Command]]:
         by_group = defaultdict(list)
+        failed = defaultdict(list)
         for one in done:
             by_group[one.subscription].append(_position(one))
+            if one.message.attempt > 1:
+                failed[one.subscription].append(_position(one))
         commands: dict[Node, list[Command]] = defaultdict(list)
         for key, positions in by_group.items():
             group = self._groups[key]
             commands[group.node].append(("XACK", group.keys.stream, key.group, *positions))
+        for key, positions in failed.items():
+            group = self._groups[key]
+            commands[group.node].append(("HDEL", group.keys.failures(key.group), *positions))
         return commands
 
     def _forget(self, deliveries: Sequence[Delivery[bytes]]) -> None:
@@ -459,6 +557,8 @@ class RedisConsumer:
             held = self._groups[one.subscription].held
             if held.get(_position(one)) == one.message.attempt:
                 held.pop(_position(one), None)
+                if one.crashes and self._crashed.pop(_position(one), None) is not None:
+                    self.wake()  # now another one may be taken
 
     def _call(self, command: Command, what: str) -> Any:
         """Run a command on the calling thread's connection; its first key, or that of its script, says where."""
@@ -493,11 +593,12 @@ class RedisConsumer:
                 self._suspects.clear()
             elif self._is_certain and (self._suspects or self._is_our_turn()):
                 self._look_for_dead_consumers()
+                self._retain()
                 self._look_at = now + (self._heartbeat if self._suspects else 2 * self._heartbeat)
         return max(0.0, min(self._beat_at, self._look_at) - time.monotonic())
 
     def _is_our_turn(self) -> bool:
-        key = look_key(self._namespace)
+        key = look_key(self._namespace, self._concern)
         period = int(1800 * self._heartbeat)
         try:
             return bool(self._broker.call(key, ("SET", key, self._name, "NX", "PX", period), "taking turns"))
@@ -525,16 +626,16 @@ class RedisConsumer:
     def _silent_consumers(self) -> Iterator[tuple[SubscriptionKey, bytes]]:
         alive = {self._name.encode(): True, PARKED.encode(): True}
         for group in self._groups.values():
-            for name in self._consumers_of(group):
+            for name in self._consumers_named(group.keys.stream, group.key.group):
                 if name not in alive:
                     alive[name] = self._has_sign(name)
                 if not alive[name]:
                     yield group.key, name
 
-    def _consumers_of(self, group: _Group) -> list[bytes]:
-        command = ("XINFO", "CONSUMERS", group.keys.stream, group.key.group)
+    def _consumers_named(self, stream: str, group: str) -> list[bytes]:
+        command = ("XINFO", "CONSUMERS", stream, group)
         try:
-            rows = self._broker.call(group.keys.stream, command, "looking for dead consumers")
+            rows = self._broker.call(stream, command, "looking for dead consumers")
         except BrokerError as error:
             if is_missing_group(error.__cause__):
                 return []  # the next `receive` makes it anew
@@ -555,16 +656,68 @@ class RedisConsumer:
             return
         while True:
             parked, is_gone = self._call(self._take_over_command(group, dead, *signs), "taking over")
-            group.due_at = 0.0
+            group.suspects_at = 0.0
             if is_gone or not parked:
                 self.wake()
                 return
 
     def _take_over_command(self, group: _Group, consumer: bytes, *signs: str) -> Command:
-        keys = (group.keys.stream, group.keys.due(group.key.group), *signs)
+        name = group.key.group
+        keys = (group.keys.stream, group.keys.suspects(name), group.keys.failures(name), *signs)
         return script_call(
             "take_over", keys, group.key.group, consumer, 200, control_channel(self._namespace), _due_text(group.key, 0)
         )
+
+    def _retain(self) -> None:
+        """Trim what every group has settled, and report the groups that nobody consumes and that keep it from being."""
+        options = self._broker.options
+        is_tidying = time.monotonic() >= self._tidy_at
+        for stream, group in {one.keys.stream: one for one in self._groups.values()}.items():
+            topic = options.topics.get(group.key.topic, USUAL)
+            keep = options.retention if topic.retention is None else topic.retention
+            keys = (stream, group.keys.floors)
+            command = script_call("retain", keys, int(keep * 1000), MOST_RETAINED, _TRIM)
+            _, *floors = self._broker.call(stream, command, "trimming what is settled")
+            if is_tidying:
+                self._report_idle_groups(group, keep, [(name.decode(), floor.decode()) for name, floor in floors])
+        if is_tidying:
+            self._tidy_at = time.monotonic() + _TIDY
+            for group in self._groups.values():
+                self._tidy(group)
+
+    def _tidy(self, group: _Group) -> None:
+        name = group.key.group
+        keys = (group.keys.stream, group.keys.failures(name), group.keys.dead(name))
+        keep = int(self._broker.options.dead_letter_retention * 1000)
+        command = script_call("tidy", keys, name, group.tidied_to, keep, MOST_RETAINED)
+        try:
+            group.tidied_to, removed = self._call(command, "tidying up")
+        except BrokerError as error:
+            if not is_missing_group(error.__cause__):
+                raise
+            return
+        if removed:
+            log.info("%d old dead letters of %s removed", removed, _shown(group.key))
+
+    def _report_idle_groups(self, group: _Group, keep: float, floors: Sequence[tuple[str, str]]) -> None:
+        """Log, once each, the groups without any process whose oldest message is older than what is kept anyway."""
+        topic = group.key.topic
+        ours = {key.group for key in self._groups if key.topic == topic}
+        newest = max((_milliseconds(floor) for _, floor in floors), default=0)
+        for name, floor in floors:
+            key = SubscriptionKey(topic, name)
+            is_behind = newest - _milliseconds(floor) > keep * 1000
+            if name in ours or key in self._reported or not is_behind:
+                continue
+            if [one for one in self._consumers_named(group.keys.stream, name) if one != PARKED.encode()]:
+                continue
+            self._reported.add(key)
+            log.warning(
+                "nobody consumes %s, so no message of the topic since %s is removed: start a worker for the group, "
+                "or remove it",
+                _shown(key),
+                datetime.fromtimestamp(_milliseconds(floor) / 1000, UTC).isoformat(timespec="seconds"),
+            )
 
     def close(self) -> None:
         """See the seam."""
@@ -625,6 +778,28 @@ def _merged(reads: Sequence[_Read]) -> list[_Read]:
             read = _Read(read.node, read.group, other.groups + read.groups, min(other.count, read.count))  # noqa: PLW2901
         by_place[read.node, read.group] = read
     return list(by_place.values())
+
+
+def _suspects_at(group: _Group) -> float:
+    return group.suspects_at
+
+
+def _before(entry_id: str) -> str:
+    """Return the entry id just before another."""
+    milliseconds, _, number = entry_id.partition("-")
+    return f"{milliseconds}-{int(number) - 1}" if int(number) else f"{int(milliseconds) - 1}-{2**64 - 1}"
+
+
+def _milliseconds(entry_id: str) -> int:
+    return int(entry_id.partition("-")[0])
+
+
+def _digest(keys: Iterable[SubscriptionKey]) -> str:
+    return hashlib.sha1(repr(sorted(keys)).encode(), usedforsecurity=False).hexdigest()[:12]
+
+
+def _shown(key: SubscriptionKey) -> str:
+    return f"group {key.group!r} of topic {key.topic!r}"
 
 
 def _start_id(start: Any) -> str:

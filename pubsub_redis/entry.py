@@ -4,6 +4,7 @@ An entry of ours has always the same fields in the same order, whose names Redis
 stream. Any other entry was written by another program: its fields, as a JSON object of texts, are the payload.
 """
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -11,23 +12,39 @@ from typing import Any, cast
 
 import pydantic_core
 
+from pubsub_core.broker import DeadLetter
 from pubsub_core.ids import published_at
-from pubsub_core.message import NO_HEADERS, DeadLetterReason, Message, Source
+from pubsub_core.message import NO_HEADERS, DeadLetterReason, Message, Source, SubscriptionKey
 from pubsub_redis.link import Command
 
-_LETTER_FIELDS = 8
+_LETTER_FIELDS = 9
+_REPLAY = "replay:"
+_ENTRY_ID = re.compile(r"\d{1,15}-\d{1,20}")
 
 
 def add_command(stream: str, message: Message[bytes]) -> Command:
     """Return the XADD of a message."""
+    return ("XADD", stream, "*", *entry_fields(message))
+
+
+def entry_fields(message: Message[bytes], only: str | None = None) -> tuple[str | bytes, ...]:
+    """Return the names and values of a message's entry. All groups but `only` pass over it, if that is given."""
     headers = pydantic_core.to_json(dict(message.headers)) if message.headers else b""
-    source = "" if message.source == "publish" else message.source
+    source: str = "" if message.source == "publish" else message.source
+    if only is not None:
+        source = f"{_REPLAY}{only}"
     # An empty key is not no key: "=" stands before one that there is.
     key = "" if message.key is None else "=" + message.key
     return (
-        "XADD", stream, "*",
         "id", message.id, "payload", message.payload, "key", key, "headers", headers, "source", source,
     )  # fmt: skip
+
+
+def is_for_another(values: list[bytes], group: str) -> bool:
+    """Whether an entry is a replay for another group than this one."""
+    if len(values) != 10 or not values[9] or values[8] != b"source" or not values[9].startswith(_REPLAY.encode()):
+        return False
+    return values[9] != (_REPLAY + group).encode()
 
 
 def read_entry(topic: str, group: str, entry_id: bytes, values: list[bytes], attempt: int) -> Message[bytes]:
@@ -40,18 +57,29 @@ def read_entry(topic: str, group: str, entry_id: bytes, values: list[bytes], att
                 message_id,
                 topic,
                 values[3],
-                published_at(message_id),
+                _published_at(message_id),
                 values[5][1:].decode() if values[5] else None,
                 _headers(values[7]) if values[7] else NO_HEADERS,
                 attempt,
                 group,
-                cast("Source", values[9].decode()) if values[9] else "publish",
+                cast("Source", values[9].decode().partition(":")[0]) if values[9] else "publish",
                 position,
             )
         except (ValueError, TypeError):
             pass  # it only looks like ours: deliver it as what it is
-    moment = datetime.fromtimestamp(int(position.partition("-")[0]) / 1000, UTC)
-    return Message(position, topic, _foreign(values), moment, None, NO_HEADERS, attempt, group, "publish", position)
+    return Message(
+        position, topic, _foreign(values), stored_at(position), None, NO_HEADERS, attempt, group, "publish", position
+    )
+
+
+def _published_at(message_id: str) -> datetime:
+    """Return when a message was made, by its id: one of ours, or that of a replayed entry of another program."""
+    return stored_at(message_id) if _ENTRY_ID.fullmatch(message_id) else published_at(message_id)
+
+
+def stored_at(entry_id: str) -> datetime:
+    """Return when the server stored an entry."""
+    return datetime.fromtimestamp(int(entry_id.partition("-")[0]) / 1000, UTC)
 
 
 def _headers(encoded: bytes) -> Mapping[str, str]:
@@ -69,18 +97,24 @@ def _foreign(values: list[bytes]) -> bytes:
 
 
 def letter_fields(position: str, attempt: int, consumer: str, reason: DeadLetterReason) -> tuple[str, ...]:
-    """Return the fields of a dead letter that stand before those of its entry."""
+    """Return the fields of a dead letter that stand before those of its entry, behind that of the first failure."""
     return (
         "position", position, "attempt", str(attempt), "consumer", consumer, "reason", reason.kind,
         "error", reason.error, "detail", reason.detail, "traceback", reason.traceback, "version", "1",
     )  # fmt: skip
 
 
-def read_letter(topic: str, group: str, values: list[bytes]) -> tuple[Message[bytes], DeadLetterReason, str]:
-    """Return the message, the reason and the consumer of a dead letter."""
+def read_letter(key: SubscriptionKey, entry_id: bytes, values: list[bytes]) -> DeadLetter:
+    """Return the dead letter of an entry of the group's dead stream."""
     own: dict[str, str] = {
         values[i].decode(): values[i + 1].decode("utf-8", "replace") for i in range(0, 2 * _LETTER_FIELDS, 2)
     }
-    message = read_entry(topic, group, own["position"].encode(), values[2 * _LETTER_FIELDS :], int(own["attempt"]))
+    message = read_entry(
+        key.topic, key.group, own["position"].encode(), values[2 * _LETTER_FIELDS :], int(own["attempt"])
+    )
     kind: Any = own["reason"]
-    return message, DeadLetterReason(kind, own["error"], own["detail"], own["traceback"]), own["consumer"]
+    reason = DeadLetterReason(kind, own["error"], own["detail"], own["traceback"])
+    position = entry_id.decode()
+    last = stored_at(position)
+    first = datetime.fromtimestamp(int(own["first"]) / 1000, UTC) if own["first"] else last
+    return DeadLetter(position, message, key, reason, own["consumer"], min(first, last), last)

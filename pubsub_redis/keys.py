@@ -21,9 +21,31 @@ class TopicKeys:
         """Entries of the group that come again, scored by when (ms since 1970 of the server's clock)."""
         return f"{self.prefix}:due:{group}"
 
+    def suspects(self, group: str) -> str:
+        """Entries that come again after a process died with them in hand, scored by when."""
+        return f"{self.prefix}:suspects:{group}"
+
+    def failures(self, group: str) -> str:
+        """A hash: entry id → crashes and the time of the first failure (ms), for entries that failed or crashed."""
+        return f"{self.prefix}:failures:{group}"
+
+    @property
+    def floors(self) -> str:
+        """A hash: group → the first entry id that it is not known to have settled, for a group that is lost."""
+        return f"{self.prefix}:floors"
+
     def dead(self, group: str) -> str:
         """The stream of the group's dead letters."""
         return f"{self.prefix}:dead:{group}"
+
+    def of_group(self, group: str) -> tuple[str, ...]:
+        """All keys that belong to one group alone."""
+        return self.due(group), self.suspects(group), self.failures(group), self.dead(group)
+
+    @property
+    def dropped(self) -> str:
+        """How many messages were dropped to bound the backlog."""
+        return f"{self.prefix}:dropped"
 
 
 def topic_keys(namespace: str, topic: str, stream: str | None) -> TopicKeys:
@@ -44,9 +66,9 @@ def worker_key(namespace: str, consumer: str) -> str:
     return f"{namespace}:worker:{consumer}"
 
 
-def look_key(namespace: str) -> str:
-    """Held for a short while by the process that looks for consumers that died; expires."""
-    return f"{namespace}:look"
+def look_key(namespace: str, concern: str) -> str:
+    """Held for a short while by the process that looks after everything, of those with the same concern; expires."""
+    return f"{namespace}:look:{concern}"
 
 
 def control_channel(namespace: str) -> str:

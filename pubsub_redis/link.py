@@ -171,7 +171,7 @@ class Link:
         self._connection.disconnect()
 
 
-SCRIPTS = ("park", "take", "bury", "take_over")
+SCRIPTS = ("park", "take", "bury", "take_over", "replay", "retain", "tidy")
 
 
 def checked(reply: Any, what: str) -> Any:

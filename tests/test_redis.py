@@ -383,7 +383,7 @@ def test_topic_may_live_in_a_stream_of_any_name(place: Place, stream: str) -> No
     assert ids(taken) == published == place.ids(stream)
     tag = "{orders}" if "{" in stream else f"{{{stream}}}"
     keys = {key.decode() for key in place.client.keys(f"{place.namespace}:*") if b"worker" not in key}
-    assert keys == {f"{place.namespace}:{tag}:orders:{kind}:billing" for kind in ("due", "dead")}
+    assert keys == {f"{place.namespace}:{tag}:orders:{kind}:billing" for kind in ("due", "failures", "dead")}
 
 
 @pytest.mark.parametrize("stream", ["", "a{b", "a{}b", "}{"])

@@ -27,7 +27,7 @@ import pytest
 
 from pubsub_core.broker import Broker, BrokerOptions, Consumer, DeadLetter, Inspector, Membership, Start, TopicOptions
 from pubsub_core.clock import Clock, SystemClock
-from pubsub_core.errors import LeaseLost
+from pubsub_core.errors import ConsumersPresent, LeaseLost
 from pubsub_core.ids import IdMaker, published_at
 from pubsub_core.message import DeadLetterReason, Delivery, Message, Source, SubscriptionKey
 
@@ -237,8 +237,18 @@ class BrokerConformance:
         return taken
 
     def take_over(self, consumer: Consumer, count: int) -> list[Delivery[bytes]]:
-        """Receive what vanished consumers had."""
-        return self.take(consumer, count, step=self.heartbeat / 2)
+        """Receive what vanished consumers had, one by one; all but the last are acknowledged, so that others come."""
+        taken: list[Delivery[bytes]] = []
+        deadline = monotonic() + 2 * self.patience
+        while len(taken) < count:
+            assert monotonic() < deadline, f"{len(taken)} of {count} deliveries came within {2 * self.patience} s"
+            self.keep_alive()
+            received = consumer.receive(self.credit(consumer, count - len(taken)), wait=0.02, done=taken[-1:])
+            taken += received
+            if not received:
+                self.pass_time(self.heartbeat / 2)
+        assert len(taken) == count, f"{len(taken)} deliveries came instead of {count}"
+        return taken
 
     def nothing_comes(self, *consumers: Consumer, during: float = 0.2) -> None:
         """Fail if one of the consumers gets anything while `during` seconds pass."""
@@ -746,6 +756,7 @@ class BrokerConformance:
         assert (letter.reason, letter.subscription, letter.consumer) == (REASON, key, consumer.name)
         assert abs(letter.last_failed_at - died_at) < timedelta(seconds=self.patience)
         assert letter.position
+        assert sent.published_at <= letter.first_failed_at <= letter.last_failed_at
         assert list(self.dead_letters(self.open(), key)) == [letter]
 
     @_needs("inspect")
@@ -761,6 +772,10 @@ class BrokerConformance:
         assert [letter.reason.detail for letter in letters] == published[::-1]
         assert len({letter.position for letter in letters}) == 5
         assert list(self.dead_letters(broker, key, limit=2)) == list(letters[:2])
+        inspector = self.inspector(broker)
+        assert list(inspector.dead_letters(key, 2, before=letters[1].position)) == list(letters[2:4])
+        assert not inspector.dead_letters(key, 0)
+        assert not inspector.dead_letters(key, before=letters[4].position)
 
     @_needs("inspect")
     def test_dead_letters_are_those_of_one_group(self, broker: Broker) -> None:
@@ -775,6 +790,158 @@ class BrokerConformance:
         assert not self.dead_letters(broker, self.key(billing.topic, "nobody"))
         assert not self.dead_letters(broker, self.key())
         assert self.take_one(other).message.attempt == 1
+
+    @_needs("inspect")
+    def test_a_dead_letter_knows_when_it_failed_first(self, strict_broker: Broker) -> None:
+        """By a nack or a crash; a release is no failure."""
+        nacked, crashed = self.key(), self.key()
+        for key in (nacked, crashed):
+            mortal = self.joined(strict_broker, key)
+            self.publish(strict_broker, key.topic)
+            mortal.release([self.take_one(mortal)])
+            self.pass_time(2 * self.heartbeat)
+            before = self.clock.time()
+            delivery = self.take_one(mortal)
+            if key == nacked:
+                mortal.nack(delivery, 2 * self.heartbeat)
+            self.lose(mortal)
+            other = self.joined(strict_broker, key)
+            (delivery,) = self.take_over(other, 1)
+            between = self.clock.time()
+            self.pass_time(2 * self.heartbeat)
+            other.dead_letter(delivery, REASON)
+            (letter,) = self.dead_letters(strict_broker, key)
+            first, last = letter.first_failed_at.timestamp(), letter.last_failed_at.timestamp()
+            assert before - _SLACK <= first <= between + _SLACK < last + 2 * _SLACK
+
+    def inspector(self, broker: Broker) -> Inspector:
+        """Return the broker as what it is, too."""
+        assert isinstance(broker, Inspector), "a broker that is no Inspector leaves 'inspect' out of `features`"
+        return broker
+
+    def _buried(self, broker: Broker, key: SubscriptionKey, count: int) -> list[str]:
+        """Publish so many messages that become dead letters of the group; return their ids."""
+        consumer = self.joined(broker, key)
+        published = self.publish(broker, key.topic, count)
+        for delivery in self.take(consumer, count):
+            consumer.dead_letter(delivery, REASON)
+        self.leave(consumer)
+        return published
+
+    @_needs("inspect")
+    def test_a_replay_comes_to_its_group_alone(self, broker: Broker) -> None:
+        """As it was published, as the first attempt; the letter is gone."""
+        billing = self.key()
+        shipping, late = self.key(billing.topic, "shipping"), self.key(billing.topic, "late")
+        consumer, other = self.joined(broker, billing), self.joined(broker, shipping)
+        sent = self.message(billing.topic, bytes(range(256)), key="k", headers={"a": "✓"})
+        broker.publish([sent])
+        other.ack([self.take_one(other)])
+        consumer.nack(self.take_one(consumer), 0)
+        consumer.dead_letter(self.take_one(consumer), REASON)
+        (letter,) = self.dead_letters(broker, billing)
+        assert self.inspector(broker).replay(billing, [letter.position]) == 1
+        assert not self.dead_letters(broker, billing)
+        again = self.take_one(consumer)
+        message = again.message
+        assert (message.id, message.topic, message.payload, message.key) == (sent.id, *billing[:1], sent.payload, "k")
+        assert (dict(message.headers), message.source, message.attempt) == ({"a": "✓"}, "replay", 1)
+        assert abs(message.published_at - sent.published_at) < timedelta(milliseconds=1)
+        assert (message.group, again.crashes) == (billing.group, 0)
+        self.nothing_comes(other)
+        newcomer = self.consumer(broker, late)
+        assert _ids(self.take(newcomer, 1)) == [sent.id]
+        self.nothing_comes(newcomer)
+        consumer.nack(again, 0)
+        again = self.take_one(consumer)
+        assert (again.message.attempt, again.message.source) == (2, "replay")
+        consumer.dead_letter(again, REASON)
+        (letter,) = self.dead_letters(broker, billing)
+        assert (letter.message.id, letter.message.attempt) == (sent.id, 2)
+        assert self.inspector(broker).replay(billing, [letter.position]) == 1
+        consumer.ack([self.take_one(consumer)])
+        self.nothing_comes(consumer, other)
+
+    @_needs("inspect")
+    def test_a_replay_outlives_the_group_that_is_away(self, broker: Broker) -> None:
+        """Nobody consumes it, and others pass over it: it waits."""
+        key = self.key()
+        published = self._buried(broker, key, 1)
+        other = self.consumer(broker, self.key(key.topic, "shipping"))
+        self.take(other, 1)
+        (letter,) = self.dead_letters(broker, key)
+        self.inspector(broker).replay(key, [letter.position])
+        self.nothing_comes(other)
+        assert _ids(self.take(self.consumer(broker, key), 1)) == published
+
+    @_needs("inspect")
+    def test_some_dead_letters_are_replayed_and_some_discarded(self, broker: Broker) -> None:
+        """Those that are named, once; what is not there is no error. A discarded one is gone."""
+        key = self.key()
+        published = self._buried(broker, key, 250)
+        consumer, inspector = self.joined(broker, key), self.inspector(broker)
+        letters = self.dead_letters(broker, key, 250)[::-1]
+        positions = [letter.position for letter in letters]
+        assert inspector.discard(key, positions[200:]) == 50
+        assert inspector.discard(key, positions[200:]) == 0
+        assert inspector.replay(key, positions[:150]) == 150
+        assert inspector.replay(key, positions[:150]) == 0
+        assert inspector.replay(key, []) == inspector.discard(key, []) == 0
+        assert inspector.replay(self.key(), positions) == inspector.discard(self.key(), positions) == 0
+        assert sorted(_ids(self.take(consumer, 150))) == sorted(published[:150])
+        assert [letter.message.id for letter in self.dead_letters(broker, key)][::-1] == published[150:200][-100:]
+        self.nothing_comes(consumer)
+
+    @_needs("inspect")
+    def test_a_replay_wakes_who_waits(self, broker: Broker) -> None:
+        """Promptly."""
+        key = self.key()
+        published = self._buried(broker, key, 1)
+        receiving = self.waiting(self.joined(broker, key))
+        self.inspector(self.open()).replay(key, [one.position for one in self.dead_letters(broker, key)])
+        assert _ids(receiving.result(5.0)) == published
+
+    @_needs("inspect")
+    def test_groups_tell_how_they_stand(self, broker: Broker) -> None:
+        """What they have in hand and have still to read, and by how many consumers."""
+        billing = self.key()
+        shipping = self.key(billing.topic, "shipping")
+        inspector = self.inspector(broker)
+        assert not inspector.groups(billing.topic)
+        consumer, _ = self.joined(broker, billing), self.joined(broker, billing)
+        other = self.joined(broker, shipping)
+        before = datetime.fromtimestamp(self.clock.time() - 1, UTC)
+        self.publish(broker, billing.topic, 3)
+        first, second, third = self.take(consumer, 3)
+        consumer.nack(first, 3600)
+        consumer.ack([second])
+        self.leave(other)
+        one, two = inspector.groups(billing.topic)
+        assert (one.key, one.pending, one.consumers, one.dropped) == (billing, 2, 2, 0)
+        assert (two.key, two.pending, two.consumers) == (shipping, 0, 0)
+        for state in (one, two):
+            assert state.oldest_unsettled is not None
+            assert before <= state.oldest_unsettled <= datetime.fromtimestamp(self.clock.time() + 1, UTC)
+        consumer.ack([first, third])
+        assert inspector.groups(billing.topic)[0].oldest_unsettled is None
+
+    @_needs("inspect")
+    def test_a_group_without_consumers_can_be_removed(self, broker: Broker) -> None:
+        """With its dead letters; one that comes again begins anew."""
+        key = self.key()
+        published = self._buried(broker, key, 2)
+        consumer, inspector = self.joined(broker, key), self.inspector(broker)
+        consumer.maintain()
+        with pytest.raises(ConsumersPresent, match=key.group):
+            inspector.remove_group(key)
+        assert len(self.dead_letters(broker, key)) == 2
+        self.leave(consumer)
+        inspector.remove_group(key)
+        inspector.remove_group(key)
+        inspector.remove_group(self.key())
+        assert not inspector.groups(key.topic)
+        assert not self.dead_letters(broker, key)
+        assert _ids(self.take(self.consumer(broker, key), 2)) == published
 
     @_needs("inspect")
     def test_a_second_dead_letter_raises_lease_lost_and_changes_nothing(self, broker: Broker) -> None:
@@ -814,6 +981,7 @@ class BrokerConformance:
         last = self.lose(mortal)
         first = self.take_over(other, 1)
         passed = self.clock.time() - last
+        other.ack(first)
         again = first + self.take_over(other, 1)
         # 4 heartbeats after the last sign of life, which may be as much as one older than the last call of `maintain`.
         assert passed >= 3 * self.heartbeat - _SLACK, f"taken over {passed} s after a sign of life"
@@ -863,8 +1031,98 @@ class BrokerConformance:
         for attempt in (1, 2, 3):
             mortal = self.consumer(strict_broker, key)
             (delivery,) = self.take_over(mortal, 1)
-            assert delivery.message.attempt == attempt
+            assert (delivery.message.attempt, delivery.crashes) == (attempt, attempt - 1)
             self.lose(mortal)
+
+    def test_only_crashes_count_as_crashes(self, strict_broker: Broker) -> None:
+        """Not a nack, a release or a close; and none of these makes a suspect innocent."""
+        key = self.key()
+        mortal, other = self.joined(strict_broker, key), self.joined(strict_broker, key)
+        self.publish(strict_broker, key.topic)
+        mortal.nack(self.take_one(mortal), 0)
+        mortal.release([self.take_one(mortal)])
+        delivery = self.take_one(mortal)
+        assert (delivery.message.attempt, delivery.crashes) == (2, 0)
+        self.lose(mortal)
+        (delivery,) = self.take_over(other, 1)
+        assert (delivery.message.attempt, delivery.crashes) == (3, 1)
+        other.nack(delivery, 0)
+        delivery = self.take_one(other)
+        assert (delivery.message.attempt, delivery.crashes) == (4, 1)
+        other.release([delivery])
+        delivery = self.take_one(other)
+        assert (delivery.message.attempt, delivery.crashes) == (4, 1)
+        last = self.joined(strict_broker, key)
+        self.leave(other)
+        delivery = self.take_one(last)
+        assert (delivery.message.attempt, delivery.crashes) == (4, 1)
+
+    def _suspects(self, broker: Broker, keys: Sequence[SubscriptionKey], count: int, *others: Consumer) -> None:
+        """Have so many messages of each topic crash a consumer, so that they are suspects when this returns."""
+        mortal = self.joined(broker, *keys)
+        for key in keys:
+            self.publish(broker, key.topic, count)
+        self.take(mortal, count * len(keys))
+        self.lose(mortal)
+
+    def test_suspects_come_one_at_a_time(self, strict_broker: Broker) -> None:
+        """Of all subscriptions together; what is new comes beside, and another consumer gets another one."""
+        keys = [self.key(), self.key()]
+        self._suspects(strict_broker, keys, 3)
+        first, second = self.joined(strict_broker, *keys), self.joined(strict_broker, *keys)
+        held = self.take_over(first, 1) + self.take_over(second, 1)
+        self.nothing_comes(first, second)
+        for key in keys:
+            self.publish(strict_broker, key.topic, 5)
+        fresh = self.take(first, 10)
+        assert {delivery.crashes for delivery in fresh} == {0}
+        self.nothing_comes(first, second)
+        first.ack(held[:1])
+        second.nack(held[1], 3600)
+        again = self.take(first, 1) + self.take(second, 1)
+        self.nothing_comes(first, second)
+        first.release(again[:1])
+        second.dead_letter(again[1], REASON)
+        rest = self.take_over(first, 3)
+        assert {delivery.crashes for delivery in rest} == {1}
+        assert len(set(_ids([*held, *rest]))) == 5
+        second.ack(rest)
+        self.nothing_comes(first, second)
+
+    def test_a_receive_that_waits_returns_the_next_suspect(self, strict_broker: Broker) -> None:
+        """As soon as the one before is settled."""
+        key = self.key()
+        self._suspects(strict_broker, [key], 4)
+        consumer = self.joined(strict_broker, key)
+        (held,) = self.take_over(consumer, 1)
+        for settle in ("ack", "nack", "dead_letter"):
+            receiving = self.waiting(consumer)
+            match settle:
+                case "ack":
+                    consumer.ack([held])
+                case "nack":
+                    consumer.nack(held, 3600)
+                case _:
+                    consumer.dead_letter(held, REASON)
+            (held,) = receiving.result(3.0)
+            assert held.crashes == 1
+
+    def test_nothing_comes_beside_a_suspect_at_its_last_chance(self, strict_broker: Broker) -> None:
+        """Once it is settled, the rest does."""
+        key = self.key()
+        self._suspects(strict_broker, [key], 1)
+        mortal = self.joined(strict_broker, key)
+        self.take_over(mortal, 1)
+        self.lose(mortal)
+        consumer = self.joined(strict_broker, key)
+        (suspect,) = self.take_over(consumer, 1)
+        assert suspect.crashes == 2
+        self.publish(strict_broker, key.topic, 3)
+        self.nothing_comes(consumer)
+        receiving = self.waiting(consumer)
+        consumer.ack([suspect])
+        (first,) = receiving.result(3.0)
+        assert {one.crashes for one in [first, *self.take(consumer, 2)]} == {0}
 
     @pytest.mark.parametrize("settle", ["nack", "dead_letter", "release"])
     def test_a_lost_delivery_cannot_be_settled_but_by_its_new_owner(self, strict_broker: Broker, settle: str) -> None:
@@ -920,7 +1178,7 @@ class BrokerConformance:
         self.publish(strict_broker, key.topic)
         self.take_one(frozen)
         self.lose(frozen)
-        self.take_over(other, 1)
+        other.ack(self.take_over(other, 1))
         self._alive.append(frozen)
         published = self.publish(strict_broker, key.topic)
         self.take_one(frozen)

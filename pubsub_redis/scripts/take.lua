@@ -1,22 +1,35 @@
 -- Claims parked deliveries that are due for the caller, who works on them as one attempt more.
--- KEYS: 1 stream, 2 due zset.
--- ARGV: 1 group, 2 caller, 3 how many at most.
--- Returns: ms until the next one is due (-1: none), then for each delivery: {id, attempt, fields}.
+-- KEYS: 1 stream, 2 due zset, 3 suspects zset, 4 failures hash.
+-- ARGV: 1 group, 2 caller, 3 how many at most, 4 how many of them may be suspects.
+-- Returns: ms until the next one is due, ms until the next suspect is (-1: none), then for each delivery:
+--          {id, attempt, crashes, fields}.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local result = {-1}
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, ARGV[3])) do
-  local pending = redis.call('XPENDING', KEYS[1], ARGV[1], id, id, 1, '~parked')[1]
-  if pending then
-    local entry = redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, id)[1]
-    if entry then
-      result[#result + 1] = {id, pending[4] + 1, entry[2]}
-    else
-      redis.call('XACK', KEYS[1], ARGV[1], id)  -- somebody deleted the entry: there is nothing to deliver
+local result = {-1, -1}
+local function take(list, most)
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[list], '-inf', now, 'LIMIT', 0, most)) do
+    local pending = redis.call('XPENDING', KEYS[1], ARGV[1], id, id, 1, '~parked')[1]
+    if pending then
+      local entry = redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, id)[1]
+      if entry then
+        local crashes = 0
+        if list == 3 then crashes = tonumber((redis.call('HGET', KEYS[4], id) or '1 '):match('^%d+')) end
+        result[#result + 1] = {id, pending[4] + 1, crashes, entry[2]}
+      else
+        redis.call('XACK', KEYS[1], ARGV[1], id)  -- somebody deleted the entry: there is nothing to deliver
+        redis.call('HDEL', KEYS[4], id)
+      end
     end
+    redis.call('ZREM', KEYS[list], id)
   end
-  redis.call('ZREM', KEYS[2], id)
 end
-local first = redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')
-if first[2] then result[1] = math.max(0, tonumber(first[2]) - now) end
+local function until_next(list)
+  local score = redis.call('ZRANGE', KEYS[list], 0, 0, 'WITHSCORES')[2]
+  return score and math.max(0, tonumber(score) - now) or -1
+end
+local suspects = math.min(tonumber(ARGV[3]), tonumber(ARGV[4]))
+if suspects > 0 then take(3, suspects) end
+local left = tonumber(ARGV[3]) - (#result - 2)
+if left > 0 then take(2, left) end
+result[1], result[2] = until_next(2), until_next(3)
 return result

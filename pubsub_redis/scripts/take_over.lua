@@ -1,13 +1,16 @@
--- Parks what a consumer that died had in hand, due now; its attempts count. When nothing is left its name is removed,
--- never before: deleting a consumer with pending entries would lose them.
--- KEYS: 1 stream, 2 due zset, 3 (not in a cluster, where it is on another node) the consumer's sign of life.
+-- Parks what a consumer that died had in hand, due now, as suspects; its attempts count, and the crash is noted. When
+-- nothing is left its name is removed, never before: deleting a consumer with pending entries would lose them.
+-- KEYS: 1 stream, 2 suspects zset, 3 failures hash, 4 (not in a cluster, where it is on another node) the consumer's
+--       sign of life.
 -- ARGV: 1 group, 2 the consumer that died, 3 how many at most, 4 control channel, 5 wake-up text.
 -- Returns: {how many were parked, 1 if its name was removed else 0}; {0, 0} if it lives after all.
-if KEYS[3] and redis.call('EXISTS', KEYS[3]) == 1 then return {0, 0} end
+if KEYS[4] and redis.call('EXISTS', KEYS[4]) == 1 then return {0, 0} end
 local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local now = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
 local pending = redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', ARGV[3], ARGV[2])
 for _, entry in ipairs(pending) do
+  local crashes, first = (redis.call('HGET', KEYS[3], entry[1]) or '0 ' .. now):match('^(%d+) (%d+)')
+  redis.call('HSET', KEYS[3], entry[1], string.format('%d %s', crashes + 1, first))
   redis.call('ZADD', KEYS[2], now, entry[1])
   redis.call('XCLAIM', KEYS[1], ARGV[1], '~parked', 0, entry[1], 'JUSTID')
 end

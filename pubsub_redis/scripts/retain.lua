@@ -1,0 +1,45 @@
+-- Trims what every group has settled and nobody wants to keep; notes how far each group has come; tidies up.
+-- KEYS: 1 stream, 2 floors hash.
+-- ARGV: 1 for how many ms what is settled is kept, 2 how many messages at most, 3 how many to remove at most.
+-- Returns: {how many were removed, then for each group {name, the first entry id that it has not settled}}.
+local function parts(id) return id:match('^(%d+)-(%d+)$') end
+local function is_less(a, b)  -- as numbers of any length: the second part may be larger than Lua can count
+  local a_ms, a_seq = parts(a)
+  local b_ms, b_seq = parts(b)
+  if a_ms ~= b_ms then return tonumber(a_ms) < tonumber(b_ms) end
+  if #a_seq ~= #b_seq then return #a_seq < #b_seq end
+  return a_seq < b_seq
+end
+local function after(id)
+  local ms, seq = parts(id)
+  if #seq > 15 then return string.format('%.0f-0', ms + 1) end
+  return string.format('%s-%.0f', ms, seq + 1)
+end
+if redis.call('EXISTS', KEYS[1]) == 0 then return {0} end
+local result = {0}
+local floor
+for _, facts in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
+  local group = {}
+  for i = 1, #facts, 2 do group[facts[i]] = facts[i + 1] end
+  local first = after(group['last-delivered-id'])
+  if group['pending'] > 0 then
+    local oldest = redis.call('XPENDING', KEYS[1], group['name'])[2]
+    if is_less(oldest, first) then first = oldest end
+  end
+  if redis.call('HGET', KEYS[2], group['name']) ~= first then redis.pcall('HSET', KEYS[2], group['name'], first) end
+  if not floor or is_less(first, floor) then floor = first end
+  result[#result + 1] = {group['name'], first}
+end
+if not floor then return result end  -- without a group nothing is settled
+local time = redis.call('TIME')
+local cut = string.format('%.0f-0', math.max(0, time[1] * 1000 + math.floor(time[2] / 1000) - ARGV[1]))
+if is_less(floor, cut) then cut = floor end
+-- Whole nodes first, up to the limit; then exactly, which is less than a node.
+local removed = redis.call('XTRIM', KEYS[1], 'MINID', '~', cut, 'LIMIT', ARGV[3])
+if removed * 2 < tonumber(ARGV[3]) then removed = removed + redis.call('XTRIM', KEYS[1], 'MINID', cut) end
+local excess = redis.call('XLEN', KEYS[1]) - ARGV[2]
+if excess > 0 then
+  removed = removed + redis.call('XTRIM', KEYS[1], 'MINID', '~', floor, 'LIMIT', math.min(excess, ARGV[3]))
+end
+result[1] = removed
+return result
