@@ -1,0 +1,277 @@
+"""What Redis keeps, and for how long: messages, dead letters, and where a group stood that was lost."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from redis import Redis
+
+from pubsub_core.broker import TopicOptions
+from pubsub_core.message import DeadLetterReason, SubscriptionKey
+from pubsub_redis import RedisBroker
+from pubsub_redis import broker as broker_module
+from pubsub_redis import consumer as consumer_module
+from pubsub_redis.consumer import RedisConsumer
+from pubsub_redis.keys import look_key
+from tests.servers import RealServer, redis_server
+from tests.test_redis import REASON, Place, ids, message, publish, until
+
+BILLING = SubscriptionKey("orders", "billing")
+SHIPPING = SubscriptionKey("orders", "shipping")
+
+
+@pytest.fixture(params=["redis", "valkey"])
+def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+    server: RealServer = request.getfixturevalue(request.param)
+    with Redis.from_url(server.url, protocol=2) as client:
+        place = Place(server.url, client)
+        yield place
+        place.clean_up()
+
+
+def keep(place: Place, seconds: float) -> RedisBroker:
+    """Return a broker that keeps what is settled for so long, and looks after it often."""
+    place.topics.setdefault("orders", TopicOptions(retention=seconds))
+    return place.broker(heartbeat=0.05)
+
+
+def pass_time(place: Place, seconds: float) -> None:
+    """Return when so many seconds have passed for the server."""
+    end = now(place) + seconds
+    until(lambda: now(place) > end)
+
+
+def now(place: Place) -> float:
+    seconds, microseconds = place.client.time()
+    return float(seconds) + microseconds / 1e6
+
+
+def maintained(consumer: RedisConsumer, claim: Callable[[], bool]) -> None:
+    """Maintain until `claim` holds."""
+
+    def is_so() -> bool:
+        consumer.maintain()
+        return claim()
+
+    until(is_so)
+
+
+def rounds(place: Place, consumer: RedisConsumer, count: int = 3) -> None:
+    """Maintain for so many looks after everything."""
+    for _ in range(count):
+        place.client.delete(look_key(place.namespace, consumer._concern))
+        consumer._look_at = 0.0
+        consumer.maintain()
+
+
+def test_what_every_group_has_settled_is_removed_after_its_time(place: Place) -> None:
+    broker = keep(place, 0.5)
+    consumer = place.joined(broker, BILLING, SHIPPING)
+    published = publish(broker, 300)
+    taken = place.take(consumer, 300, BILLING)
+    consumer.ack(taken)
+
+    rounds(place, consumer)
+    assert place.ids() == published, "the other group has not read them"
+
+    taken = place.take(consumer, 300, SHIPPING)
+    consumer.ack(taken[:100])
+    consumer.nack(taken[100], 3600)
+    consumer.ack(taken[101:])
+    pass_time(place, 0.5)
+    rounds(place, consumer)
+    assert place.ids() == published[100:], "one still comes again"
+    consumer.ack(taken[100:101])
+    rounds(place, consumer)
+    assert place.ids() == []
+
+
+def test_what_is_settled_is_kept_for_looking_back(place: Place) -> None:
+    broker = keep(place, 3600)
+    consumer = place.joined(broker)
+    published = publish(broker, 50)
+    consumer.ack(place.take(consumer, 50))
+    rounds(place, consumer)
+    assert place.ids() == published
+
+
+def test_no_more_than_so_many_settled_messages_are_kept(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consumer_module, "MOST_RETAINED", 250)
+    broker = keep(place, 3600)
+    consumer = place.joined(broker)
+    published = publish(broker, 1000)
+    taken = place.take(consumer, 1000)
+    rounds(place, consumer)
+    assert place.ids() == published, "none is settled"
+    consumer.ack(taken[:500])
+    rounds(place, consumer)
+    left = place.ids()
+    assert left[-500:] == published[500:]
+    assert len(left) < 600, "but for the rest of a node, nothing settled is left"
+    consumer.ack(taken[500:])
+    rounds(place, consumer)
+    assert len(place.ids()) in range(250, 351), "whole nodes of the stream are removed"
+
+
+def test_a_topic_that_nobody_reads_loses_nothing(place: Place) -> None:
+    broker = keep(place, 0.01)
+    consumer = place.joined(broker)
+    published = publish(broker, 100)
+    pass_time(place, 0.05)
+    rounds(place, consumer)
+    assert place.ids() == published
+
+
+def test_a_group_that_starts_in_the_past_or_future_holds_nothing_up_wrongly(place: Place) -> None:
+    broker = keep(place, 0.01)
+    consumer = place.joined(broker)
+    place.client.xgroup_create(place.stream, "future", "99999999999999-18446744073709551615")
+    published = publish(broker, 10)
+    taken = place.take(consumer, 10)
+    consumer.ack(taken[:5])
+    pass_time(place, 0.05)
+    rounds(place, consumer)
+    assert place.ids() == published[5:]
+
+
+def test_a_lost_group_begins_where_it_had_settled_everything(place: Place) -> None:
+    broker = keep(place, 3600)
+    consumer = place.joined(broker)
+    published = publish(broker, 20)
+    taken = place.take(consumer, 20)
+    consumer.ack(taken[:10])
+    rounds(place, consumer)
+
+    place.client.xgroup_destroy(place.stream, "billing")
+    consumer.ack(taken[10:])
+    assert ids(place.take(consumer, 10)) == published[10:]
+
+
+def test_a_group_lost_while_no_worker_ran_begins_there_too(place: Place) -> None:
+    broker = keep(place, 3600)
+    consumer = place.joined(broker)
+    published = publish(broker, 20)
+    consumer.ack(place.take(consumer, 20)[:10])
+    rounds(place, consumer)
+    consumer.close()
+
+    place.client.xgroup_destroy(place.stream, "billing")
+    published += publish(broker, 1)
+    assert ids(place.take(place.consumer(broker), 11)) == published[10:]
+
+
+def test_a_flushed_topic_begins_anew(place: Place) -> None:
+    broker = keep(place, 3600)
+    consumer = place.joined(broker)
+    publish(broker, 20)
+    consumer.ack(place.take(consumer, 20))
+    rounds(place, consumer)
+    place.client.delete(*place.client.keys(f"{place.namespace}:*"))
+    published = publish(broker, 3)
+    assert ids(place.take(consumer, 3)) == published
+
+
+def test_dead_letters_are_kept_for_a_time_of_their_own(place: Place) -> None:
+    broker = keep(place, 0.01)
+    object.__setattr__(broker.options, "dead_letter_retention", 0.5)
+    consumer = place.joined(broker)
+    publish(broker, 2)
+    first, second = place.take(consumer, 2)
+    consumer.dead_letter(first, REASON)
+    consumer._tidy_at = 0.0
+    rounds(place, consumer, 1)
+    assert len(broker.dead_letters(BILLING)) == 1
+    pass_time(place, 0.5)
+    consumer.dead_letter(second, REASON)
+    consumer._tidy_at = 0.0
+    rounds(place, consumer, 1)
+    assert [one.message.id for one in broker.dead_letters(BILLING)] == [second.message.id]
+
+
+def test_what_is_known_of_failures_is_forgotten_with_the_message(place: Place) -> None:
+    broker = keep(place, 3600)
+    consumer = place.joined(broker)
+    failures = broker.keys("orders").failures("billing")
+    publish(broker, 4)
+    for delivery in place.take(consumer, 4):
+        consumer.nack(delivery, 0)
+    again = place.take(consumer, 4)
+    assert place.client.hlen(failures) == 4
+    consumer.ack(again[:1])
+    consumer.dead_letter(again[1], DeadLetterReason("rejected"))
+    assert place.client.hlen(failures) == 2
+    place.client.xack(
+        place.stream, "billing", str(again[2].message.position)
+    )  # as if we had died before the second step
+    consumer._tidy_at = 0.0
+    rounds(place, consumer)
+    assert place.client.hlen(failures) == 1
+
+
+def test_a_group_that_nobody_consumes_is_reported_once(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    broker = keep(place, 0.2)
+    place.joined(broker, SHIPPING).close()
+    consumer = place.joined(broker)
+    publish(broker, 1)
+    pass_time(place, 0.3)
+    publish(broker, 1)
+    consumer.ack(place.take(consumer, 2))
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            consumer._tidy_at = 0.0
+            rounds(place, consumer)
+    reports = [one.getMessage() for one in caplog.records if "nobody consumes" in one.getMessage()]
+    assert len(reports) == 1
+    assert "group 'shipping' of topic 'orders'" in reports[0]
+    broker.remove_group(SHIPPING)
+    rounds(place, consumer)
+    assert len(place.ids()) < 2
+
+
+def test_two_applications_look_after_their_own_topics(place: Place) -> None:
+    """The turns of one keep the other from nothing, though they share a namespace."""
+    broker = keep(place, 0.01)
+    others = SubscriptionKey("parcels", "sending")
+    busy, quiet = place.joined(broker, others), place.joined(broker)
+    publish(broker, 3)
+    quiet.ack(place.take(quiet, 3))
+
+    def is_done() -> bool:
+        busy.maintain()
+        return not place.ids()
+
+    maintained(quiet, is_done)
+
+
+@pytest.fixture
+def tight() -> Iterator[Place]:
+    """A server that hangs up on who reads more than 4 MB at once."""
+    limit = {"client-output-buffer-limit": "normal 4mb 4mb 1"}
+    with redis_server(**limit) as server, Redis.from_url(server.url, protocol=2) as client:
+        place = Place(server.url, client)
+        yield place
+        place.clean_up()
+
+
+def test_messages_too_large_to_be_read_at_once_are_read_a_few_at_a_time(tight: Place) -> None:
+    broker = tight.broker()
+    consumer = tight.joined(broker)
+    messages = [message(payload=b"x" * 900_000) for _ in range(30)]
+    for one in messages:
+        broker.publish([one])
+    taken: list[str] = []
+    failures = 0
+    deadline = time.monotonic() + 20
+    while len(taken) < 30:
+        assert time.monotonic() < deadline, f"{len(taken)} came, after {failures} failures"
+        try:
+            received = consumer.receive({BILLING: 30}, 0.1)
+        except broker_module.BrokerError:
+            failures += 1
+        else:
+            taken += ids(received)
+            assert {one.message.attempt for one in received} == {1}
+            consumer.ack(received)
+    assert sorted(taken) == sorted(one.id for one in messages)
+    assert failures < 10
