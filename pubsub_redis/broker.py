@@ -186,7 +186,7 @@ class RedisBroker:
         except BrokerError as error:
             if not is_missing_group(error.__cause__):
                 raise
-        self.call(keys.stream, ("HDEL", keys.floors, key.group), "removing a group")
+        self.call(keys.stream, ("HDEL", keys.floors, key.group, f"~times:{key.group}"), "removing a group")
         self.call(keys.stream, ("DEL", *keys.of_group(key.group)), "removing a group")
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ import os
 import select
 import socket
 import time
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -37,6 +37,7 @@ _TAKE = 100  # due entries per script call: a burst must not stall the server
 _CONTROL = "~control"  # no group has such a name
 _LOOK_FOR_DUE = 10.0  # seconds; only the safety net below the wake-ups
 _MOST = 500  # entries of a topic in one read
+_REMEMBERED = 20_000  # settled entries per group; a worker settles fewer between two looks
 _TRIM = 10_000  # entries in one script call
 _TIDY = 60.0  # seconds
 _MARGIN = 1.0  # seconds that the server would wait longer than we do, if we did not call it off
@@ -58,6 +59,10 @@ class _Group:
     suspects_at: float = 0.0  # the same for those that crashed somebody, which count only while we have none
     held: dict[str, int] = field(default_factory=dict)  # entry id → attempt, of what `receive` returned
     tidied_to: bytes = b"0"
+    # For the case that the group is lost: how often it was made, the newest entry we were handed, and what we settled.
+    times_made: int | None = None
+    newest: bytes = b""
+    settled: deque[str] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
 
     @property
     def parked_keys(self) -> tuple[str, str, str, str]:
@@ -96,6 +101,7 @@ class RedisConsumer:
         self._links: dict[tuple[Node, str], Link] = {}  # of `receive`: the group's, or "" for the control channel
         self._control: Link | None = None
         self._turn = 0
+        self._quiet_until = 0.0
         self._is_certain = False  # whether `held` is what the server thinks, and all groups are there
         self._wake_out, self._wake_in = socket.socketpair()
         self._wake_out.setblocking(False)
@@ -158,17 +164,18 @@ class RedisConsumer:
             if is_due or has_backlog or now >= deadline:
                 received = self._sweep(wanted, done)
             else:
-                until = min([deadline, *(self._due_at(group) for group, _ in wanted)])
+                quiet = [self._quiet_until] if self._quiet_until > now else []
+                until = min([deadline, *quiet, *(self._due_at(group) for group, _ in wanted)])
                 received, is_woken = self._block(reads, until - now, done)
                 if is_woken:
                     return received
             done = ()
-            if received or time.monotonic() >= deadline:
+            if received or time.monotonic() >= deadline or not self._is_certain:
                 return received
 
     def _wanted(self, credit: Mapping[SubscriptionKey, int]) -> list[tuple[_Group, int]]:
         """Return what may be asked for now. Nothing beside a suspect at its last chance: if it kills, it is alone."""
-        if any(map(self._is_last, [*self._crashed.values()])):
+        if any(map(self._is_last, [*self._crashed.values()])) or time.monotonic() < self._quiet_until:
             return []
         wanted = [(self._groups[key], min(count, self._most)) for key, count in credit.items() if count > 0]
         if self._most == 1 and len(wanted) > 1:
@@ -191,7 +198,7 @@ class RedisConsumer:
         if self._is_at_last_chance(taken):
             for node, commands in acks.items():
                 self._check_all(self._link(node, "").ask(commands))
-            self._forget(done)
+            self._forget(done, settled=True)
             return taken
         left = Counter({group.key: count for group, count in wanted})
         left.subtract(one.subscription for one in taken)
@@ -209,7 +216,7 @@ class RedisConsumer:
             replies = self._link(node, "").ask([*first, *(read.command(self._name, None) for read in reads)])
             self._check_all(replies[: len(first)])
             self._note_all(reads, replies[len(first) :], received)
-        self._forget(done)
+        self._forget(done, settled=True)
         return received
 
     def _is_last(self, crashes: int) -> bool:
@@ -257,7 +264,7 @@ class RedisConsumer:
             asked.append((read, link))
         for node, commands in acks.items():
             self._check_all(self._link(node, "").ask(commands))
-        self._forget(done)
+        self._forget(done, settled=True)
         ready, is_woken = self._wait([link for _, link in asked], wait)
         self._call_off([(read, link) for read, link in asked if link not in ready])
         received: Deliveries = []
@@ -352,6 +359,10 @@ class RedisConsumer:
                 one.is_hot = False
             for stream, entries in reply or ():
                 group = by_stream[stream.decode()]
+                if _is_not_newer(entries[0][0], group.newest):
+                    self._is_certain = False  # the group was lost, and somebody made it anew: these came before
+                    continue
+                group.newest = entries[-1][0]
                 group.is_hot = len(entries) >= read.count
                 name = group.key.group
                 replayed = [entry_id for entry_id, values in entries if is_for_another(values, name)]
@@ -406,27 +417,37 @@ class RedisConsumer:
         return next((group.node for group in self._groups.values()), "")
 
     def _join(self, group: _Group) -> None:
-        """Make the group if there is none. One that was lost begins at what it is known to have settled, or with the
-        oldest message: better twice than never.
+        """Make the group if there is none. One that was lost is restored: better twice than never, but better once.
+
+        Where nothing is known of a lost group, it begins with the oldest message.
         """
         what = f"joining group {group.key.group!r} of topic {group.key.topic!r} (key {group.keys.stream!r})"
         link = self._link(group.node, "")
-        floor = link.call("HGET", group.keys.floors, group.key.group, what=what)
         start = "0" if group.was_made else _start_id(group.start)
-        if floor is not None:
-            start = _before(floor.decode())
-        try:
-            link.call("XGROUP", "CREATE", group.keys.stream, group.key.group, start, "MKSTREAM", what=what)
-        except BrokerFull:
-            # Without memory none can be made, but what is there must be worked off all the same.
-            link.call("XPENDING", group.keys.stream, group.key.group, what=what)
-        except BrokerError as error:
-            if "BUSYGROUP" not in str(error):
-                raise
+        keys = (*group.parked_keys[:3], group.keys.floors)
+        more = 1
+        while more:
+            command = script_call("join", keys, group.key.group, start, group.newest, int(4000 * self._heartbeat))
+            times_made, more = link.call(*command, what=what)
         # Not every server does this at a read that brings nothing, and nobody shall take the group for deserted.
         with contextlib.suppress(BrokerFull):
             link.call("XGROUP", "CREATECONSUMER", group.keys.stream, group.key.group, self._name, what=what)
         group.was_made = True
+        if group.times_made not in (None, times_made):
+            log.warning("%s was lost, and is made anew", _shown(group.key))
+            self._quiet_until = time.monotonic() + min(1.0, self._heartbeat / 2)  # for others to do the same
+            self._take_back(group)
+        group.times_made = times_made
+
+    def _take_back(self, group: _Group) -> None:
+        """After the group was lost and made anew: take back what we hold, and acknowledge again what we settled."""
+        held, settled = [*group.held.items()], [*group.settled]
+        keys = group.parked_keys[:3]
+        for start in range(0, len(held), 200):
+            pairs = [part for one in held[start : start + 200] for part in one]
+            self._call(script_call("take_back", keys, group.key.group, self._name, *pairs), "taking back")
+        for start in range(0, len(settled), 1000):
+            self._call(("XACK", group.keys.stream, group.key.group, *settled[start : start + 1000]), "taking back")
 
     def _hand_back_unseen(self, group: _Group) -> None:
         """Park, uncounted, what is pending under our name though we do not hold it."""
@@ -481,7 +502,7 @@ class RedisConsumer:
         for commands in self._ack_commands(deliveries).values():
             for command in commands:
                 self._call(command, "acknowledging")
-        self._forget(deliveries)
+        self._forget(deliveries, settled=True)
 
     def nack(self, delivery: Delivery[bytes], delay: float) -> None:
         """See the seam."""
@@ -506,7 +527,7 @@ class RedisConsumer:
             group.key.group, self._name, position, attempt, *letter_fields(position, attempt, self._name, reason),
         )  # fmt: skip
         is_ours = self._call(command, "writing a dead letter")
-        self._forget([delivery])
+        self._forget([delivery], settled=bool(is_ours))
         if not is_ours:
             raise _lost(delivery)
 
@@ -552,9 +573,12 @@ class RedisConsumer:
             commands[group.node].append(("HDEL", group.keys.failures(key.group), *positions))
         return commands
 
-    def _forget(self, deliveries: Sequence[Delivery[bytes]]) -> None:
+    def _forget(self, deliveries: Sequence[Delivery[bytes]], *, settled: bool = False) -> None:
         for one in deliveries:
-            held = self._groups[one.subscription].held
+            group = self._groups[one.subscription]
+            held = group.held
+            if settled:
+                group.settled.append(_position(one))
             if held.get(_position(one)) == one.message.attempt:
                 held.pop(_position(one), None)
                 if one.crashes and self._crashed.pop(_position(one), None) is not None:
@@ -588,6 +612,7 @@ class RedisConsumer:
             self.beat()
             self._beat_at = now + self._heartbeat
         if now >= self._look_at:
+            self._take_back_if_lost()
             self._look_at = now + 2 * self._heartbeat
             if now < self._patient_until:
                 self._suspects.clear()
@@ -667,6 +692,15 @@ class RedisConsumer:
         return script_call(
             "take_over", keys, group.key.group, consumer, 200, control_channel(self._namespace), _due_text(group.key, 0)
         )
+
+    def _take_back_if_lost(self) -> None:
+        """Take back what we hold of groups that were lost, also while all handlers are busy and nobody reads."""
+        for group in self._groups.values():
+            if group.held and group.times_made is not None:
+                command = ("HGET", group.keys.floors, f"~times:{group.key.group}")
+                times_made = int(self._call(command, "looking for lost groups") or 0)
+                if times_made not in (0, group.times_made):
+                    self._take_back(group)
 
     def _retain(self) -> None:
         """Trim what every group has settled, and report the groups that nobody consumes and that keep it from being."""
@@ -780,14 +814,14 @@ def _merged(reads: Sequence[_Read]) -> list[_Read]:
     return list(by_place.values())
 
 
+def _is_not_newer(entry_id: bytes, other: bytes) -> bool:
+    if not other:
+        return False
+    return tuple(map(int, entry_id.split(b"-"))) <= tuple(map(int, other.split(b"-")))
+
+
 def _suspects_at(group: _Group) -> float:
     return group.suspects_at
-
-
-def _before(entry_id: str) -> str:
-    """Return the entry id just before another."""
-    milliseconds, _, number = entry_id.partition("-")
-    return f"{milliseconds}-{int(number) - 1}" if int(number) else f"{int(milliseconds) - 1}-{2**64 - 1}"
 
 
 def _milliseconds(entry_id: str) -> int:

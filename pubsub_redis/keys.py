@@ -31,7 +31,10 @@ class TopicKeys:
 
     @property
     def floors(self) -> str:
-        """A hash: group → the first entry id that it is not known to have settled, for a group that is lost."""
+        """A hash, for a group that is lost: group → the first entry id that it had not settled, the last that it was
+        handed, and all between that it had not settled, unless they are many; "~times:" + group → how often it was
+        made.
+        """
         return f"{self.prefix}:floors"
 
     def dead(self, group: str) -> str:

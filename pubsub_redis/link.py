@@ -171,7 +171,7 @@ class Link:
         self._connection.disconnect()
 
 
-SCRIPTS = ("park", "take", "bury", "take_over", "replay", "retain", "tidy")
+SCRIPTS = ("park", "take", "bury", "take_over", "replay", "retain", "tidy", "join", "take_back")
 
 
 def checked(reply: Any, what: str) -> Any:

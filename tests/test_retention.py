@@ -8,9 +8,9 @@ import pytest
 from redis import Redis
 
 from pubsub_core.broker import TopicOptions
+from pubsub_core.errors import BrokerError
 from pubsub_core.message import DeadLetterReason, SubscriptionKey
 from pubsub_redis import RedisBroker
-from pubsub_redis import broker as broker_module
 from pubsub_redis import consumer as consumer_module
 from pubsub_redis.consumer import RedisConsumer
 from pubsub_redis.keys import look_key
@@ -135,17 +135,72 @@ def test_a_group_that_starts_in_the_past_or_future_holds_nothing_up_wrongly(plac
     assert place.ids() == published[5:]
 
 
-def test_a_lost_group_begins_where_it_had_settled_everything(place: Place) -> None:
-    broker = keep(place, 3600)
-    consumer = place.joined(broker)
-    published = publish(broker, 20)
-    taken = place.take(consumer, 20)
-    consumer.ack(taken[:10])
-    rounds(place, consumer)
+def test_a_lost_group_is_restored(place: Place) -> None:
+    """Nothing comes twice: neither what was settled before or after the last look, nor what somebody works on."""
+    broker = place.broker(heartbeat=0.5)
+    one, two, gone = place.joined(broker), place.joined(broker), place.joined(broker)
+    published = publish(broker, 30)
+    first = [*one.receive({BILLING: 10}, 0), *gone.receive({BILLING: 5}, 0), *two.receive({BILLING: 15}, 0)]
+    one.ack(first[:3])
+    rounds(place, one)
+    one.ack(first[3:6])
+    published += publish(broker, 10)
+    second = [*two.receive({BILLING: 4}, 0), *one.receive({BILLING: 2}, 0)]
+    two.ack(second[:2])
+    two.dead_letter(first[15], REASON)
+    two.nack(first[16], 0)
+    assert ids([*first, *second]) == published[:36]
 
     place.client.xgroup_destroy(place.stream, "billing")
-    consumer.ack(taken[10:])
-    assert ids(place.take(consumer, 10)) == published[10:]
+    for consumer in (one, two):
+        with pytest.raises(BrokerError):
+            consumer.receive({BILLING: 10}, 0)
+    for consumer in (one, two):
+        assert not consumer.receive({BILLING: 10}, 0)
+    taken = place.take(one, 5)
+    assert ids(taken) == [published[16], *published[36:]], "a retry, and what nobody had"
+    again = ids(place.take(two, 5))
+    assert sorted(again) == sorted(published[10:15]), "what a consumer had that is gone"
+    for consumer in (one, two):
+        assert not consumer.receive({BILLING: 10}, 0.3)
+    one.nack(first[7], 0)
+    two.dead_letter(first[20], REASON)
+    (retried,) = place.take(one, 1)
+    assert (retried.message.id, retried.message.attempt) == (published[7], 2)
+    assert {letter.message.id for letter in broker.dead_letters(BILLING)} == {published[15], published[20]}
+
+
+def test_who_is_busy_keeps_what_he_has_when_his_group_is_lost(place: Place) -> None:
+    """Though he does not read meanwhile."""
+    broker = keep(place, 3600)
+    busy, other = place.joined(broker), place.joined(broker)
+    publish(broker, 2)
+    held = place.take(busy, 2)
+    rounds(place, other)
+    place.client.xgroup_destroy(place.stream, "billing")
+    published = publish(broker, 1)
+    assert ids(place.take(other, 1)) == published
+    busy._look_at = 0.0
+    busy.maintain()
+    pass_time(place, 0.3)
+    assert not other.receive({BILLING: 10}, 0.2)
+    busy.ack(held)
+    assert place.client.xpending(place.stream, "billing")["pending"] == 1
+
+
+def test_a_group_that_was_made_anew_unseen_hands_out_nothing_twice(place: Place) -> None:
+    """Its next read simply succeeds, and brings what it had already."""
+    broker = keep(place, 3600)
+    consumer = place.joined(broker)
+    published = publish(broker, 10)
+    taken = place.take(consumer, 10)
+    consumer.ack(taken[:5])
+    place.client.xgroup_destroy(place.stream, "billing")
+    place.consumer(broker).receive({}, 0)  # joins, and reads nothing
+    published += publish(broker, 1)
+    assert ids(place.take(consumer, 1)) == published[10:]
+    consumer.ack(taken[5:])
+    assert place.client.xpending(place.stream, "billing")["pending"] == 1
 
 
 def test_a_group_lost_while_no_worker_ran_begins_there_too(place: Place) -> None:
@@ -267,7 +322,7 @@ def test_messages_too_large_to_be_read_at_once_are_read_a_few_at_a_time(tight: P
         assert time.monotonic() < deadline, f"{len(taken)} came, after {failures} failures"
         try:
             received = consumer.receive({BILLING: 30}, 0.1)
-        except broker_module.BrokerError:
+        except BrokerError:
             failures += 1
         else:
             taken += ids(received)

@@ -21,14 +21,20 @@ local floor
 for _, facts in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
   local group = {}
   for i = 1, #facts, 2 do group[facts[i]] = facts[i + 1] end
-  local first = after(group['last-delivered-id'])
+  local name, last, unsettled = group['name'], group['last-delivered-id'], {}
+  local first = after(last)
   if group['pending'] > 0 then
-    local oldest = redis.call('XPENDING', KEYS[1], group['name'])[2]
+    local oldest = redis.call('XPENDING', KEYS[1], name)[2]
     if is_less(oldest, first) then first = oldest end
   end
-  if redis.call('HGET', KEYS[2], group['name']) ~= first then redis.pcall('HSET', KEYS[2], group['name'], first) end
+  local known = first
+  if group['pending'] <= 500 then
+    for _, one in ipairs(redis.call('XPENDING', KEYS[1], name, '-', '+', 500)) do unsettled[#unsettled + 1] = one[1] end
+    known = first .. ' ' .. last .. ' ' .. table.concat(unsettled, ' ')
+  end
+  if redis.call('HGET', KEYS[2], name) ~= known then redis.pcall('HSET', KEYS[2], name, known) end
   if not floor or is_less(first, floor) then floor = first end
-  result[#result + 1] = {group['name'], first}
+  result[#result + 1] = {name, first}
 end
 if not floor then return result end  -- without a group nothing is settled
 local time = redis.call('TIME')
