@@ -15,6 +15,7 @@ from pubsub_core.broker import (
 )
 from pubsub_core.clock import Clock, ManualClock, SystemClock
 from pubsub_core.context import current_message
+from pubsub_core.dead_letters import DeadLetters
 from pubsub_core.errors import (
     BrokerError,
     BrokerFull,
@@ -62,6 +63,7 @@ __all__ = [
     "ConsumersPresent",
     "DeadLetter",
     "DeadLetterReason",
+    "DeadLetters",
     "Delivery",
     "Durability",
     "ExponentialBackoff",
