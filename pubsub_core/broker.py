@@ -157,13 +157,18 @@ class Consumer(Protocol):
 class Broker(Protocol):
     """A place that keeps messages. Safe to use from any thread, and from a forked child of the process that made it."""
 
-    def publish(self, messages: Sequence[Message[bytes]], durability: Durability = IN_MEMORY) -> None:
+    def publish(
+        self, messages: Sequence[Message[bytes]], durability: Durability = IN_MEMORY, *, again: bool = False
+    ) -> None:
         """Store the messages, those of one topic in the order given. When it returns they are stored.
 
         Blocks for `publish_timeout` at most. Raises BrokerUnavailable, BrokerFull or NotPermitted if none was stored,
-        and PublishUncertain, with the ids in question, if that cannot be known. With a `durability` the disk and the
-        replicas have them too when it returns. Raises Unsupported if the server cannot say so: nothing was stored; and
-        NotConfirmed if it did not say so in time: they are stored, and may still be lost with the server.
+        or says how many are, and PublishUncertain, with the ids in question, if that cannot be known. `again` says that
+        some may be stored already, by an earlier publish: those that are, by their ids, are not stored twice.
+
+        With a `durability` the disk and the replicas have them too when it returns. Raises Unsupported if the server
+        cannot say so: nothing was stored; and NotConfirmed if it did not say so in time: they are stored, and may still
+        be lost with the server.
         A backend in memory has no disk and no replicas, and takes any durability as given.
         """
 

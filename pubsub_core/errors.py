@@ -63,6 +63,7 @@ class PublishUncertain(PublishError):
     """The connection broke after the messages were sent, and looking for them failed too.
 
     They may be stored or not. `message_ids` are the ids that nobody can vouch for, in the order of publishing.
+    Publishing them again under these ids (`id=`, or `commit()` of their batch) stores nothing twice.
     """
 
     def __init__(self, message: str, message_ids: Sequence[str]) -> None:
@@ -73,7 +74,8 @@ class PublishUncertain(PublishError):
 class NotConfirmed(PublishError):
     """The messages are stored, but disk or replicas did not confirm that in time: they may be lost with the server.
 
-    `message_ids` are their ids. Publishing them again would store them twice.
+    `message_ids` are their ids. Publishing them again under these ids (`id=`, or `commit()` of their batch) stores
+    nothing twice, and asks for the confirmation again.
     """
 
     def __init__(self, message: str, message_ids: Sequence[str]) -> None:

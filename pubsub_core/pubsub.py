@@ -1,6 +1,8 @@
 """The object that an application holds: it declares topics and subscriptions, and publishes."""
 
+import math
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -8,17 +10,20 @@ from datetime import UTC, datetime
 from types import MappingProxyType, TracebackType
 from typing import Any, TypeVar, overload
 
-from pubsub_core.broker import Start, TopicOptions
+from pubsub_core.backends import masked
+from pubsub_core.broker import IN_MEMORY, USUAL, Durability, Inspector, Overflow, Start, TopicOptions
 from pubsub_core.clock import Clock, SystemClock
 from pubsub_core.context import CURRENT_MESSAGE
+from pubsub_core.dead_letters import DeadLetters
 from pubsub_core.errors import ConfigurationError, PayloadTooLarge, SubscriptionError, ValidationError
-from pubsub_core.message import NO_HEADERS, Message
+from pubsub_core.ids import published_at
+from pubsub_core.message import NO_HEADERS, Message, SubscriptionKey
 from pubsub_core.middleware import HandleMiddleware, PublishMiddleware, chain
-from pubsub_core.names import check_name, is_name
+from pubsub_core.names import check_name, did_you_mean, is_name
 from pubsub_core.retry import ExponentialBackoff, RetryPolicy
 from pubsub_core.runtime import Runtime
 from pubsub_core.schedule import CronSpec, Schedule
-from pubsub_core.settings import Settings, keyword_layer
+from pubsub_core.settings import Settings, keyword_layer, parse_durability
 from pubsub_core.subscription import Handler, Subscription, inspect_handler
 from pubsub_core.topic import Topic
 
@@ -56,26 +61,65 @@ class PubSub:
     # Declaring
 
     @overload
-    def topic(self, name: str, schema: type[T], *, stream: str | None = None) -> Topic[T]: ...
+    def topic(
+        self,
+        name: str,
+        schema: type[T],
+        *,
+        stream: str | None = None,
+        retention: float | None = None,
+        max_backlog: int | None = None,
+        overflow: Overflow = "reject",
+        durability: str | None = None,
+    ) -> Topic[T]: ...
     @overload
-    def topic(self, name: str, schema: Any = None, *, stream: str | None = None) -> Topic[Any]: ...
-    def topic(self, name: str, schema: Any = None, *, stream: str | None = None) -> Topic[Any]:
+    def topic(
+        self,
+        name: str,
+        schema: Any = None,
+        *,
+        stream: str | None = None,
+        retention: float | None = None,
+        max_backlog: int | None = None,
+        overflow: Overflow = "reject",
+        durability: str | None = None,
+    ) -> Topic[Any]: ...
+    def topic(
+        self,
+        name: str,
+        schema: Any = None,
+        *,
+        stream: str | None = None,
+        retention: float | None = None,
+        max_backlog: int | None = None,
+        overflow: Overflow = "reject",
+        durability: str | None = None,
+    ) -> Topic[Any]:
         """Return the topic of that name, declaring it the first time.
 
         `schema` is what its payloads are: a pydantic model or any type that a `TypeAdapter` takes; without it, any JSON
-        value. `stream` is for a stream that another program fills under a key of its own. Naming the topic again is
-        fine as long as nothing contradicts; else ConfigurationError.
+        value. `stream` is for a stream that another program fills under a key of its own. `retention` is the seconds
+        for which messages are kept that every group has settled (`PUBSUB_RETENTION`). A topic with `max_backlog` never
+        holds more messages than that: what every group has settled gives way first, then `overflow` decides: "reject"
+        has the publish raise BrokerFull, "drop_oldest" deletes the oldest messages, handled or not. `durability` is
+        what its publishes wait for, see `publish`. Naming the topic again is fine as long as nothing contradicts; else
+        ConfigurationError.
         """
         check_name("topic", name, "For a stream of another key name, give the topic a name and pass stream=")
         known = self._topics.get(name)
+        options = _topic_options(name, stream, retention, max_backlog, overflow, is_new=known is None)
+        asked = None if durability is None else parse_durability(durability)
         if known is None:
-            known = self._topics[name] = Topic(self, name, schema, stream)
-            if stream is not None:
-                self._topic_options[name] = TopicOptions(stream)
-        elif (schema is not None and schema is not known.schema) or (stream is not None and stream != known.stream):
+            known = self._topics[name] = Topic(self, name, schema, options, asked)
+            if options != USUAL:
+                self._topic_options[name] = options
+        elif (
+            (schema is not None and schema is not known.schema)
+            or (asked is not None and asked != known.durability)
+            or _contradicts(options, known.options)
+        ):
             raise ConfigurationError(
-                f"topic {name!r} is declared already, as {known!r}"
-                f"{f' on stream {known.stream!r}' if known.stream else ''}: use that object, or another name"
+                f"topic {name!r} is declared already, as {known!r}{_shown(known)}: use that object, or another name"
             )
         return known
 
@@ -165,44 +209,65 @@ class PubSub:
         *,
         key: str | None = None,
         headers: Mapping[str, str] | None = None,
+        durability: str | None = None,
+        id: str | None = None,
     ) -> str:
         """Publish one message and return its id, a time-sortable UUID. When it returns the message is stored.
 
+        With `durability` "fsync" the server's disk has it too, with "replicas:N" so many of its replicas, with
+        "fsync+replicas:N" both; without, what the topic or else `PUBSUB_DURABILITY` says counts. `id` is for a message
+        that was published before, and may or may not be stored: the id of that time. It is not stored twice.
         Blocks for `PUBSUB_PUBLISH_TIMEOUT` seconds at most. Raises ValidationError (nothing was sent) for a payload
-        that does not fit the topic, BrokerUnavailable, BrokerFull or NotPermitted (nothing was stored), or
-        PublishUncertain.
+        that does not fit the topic; BrokerUnavailable, BrokerFull, NotPermitted or Unsupported (nothing was stored);
+        NotConfirmed (it is stored, but disk or replicas did not say so in time); or PublishUncertain.
         """
         runtime = self.runtime
-        message = self._message(runtime, topic, payload, key, headers)
+        message = self._message(runtime, topic, payload, key=key, headers=headers, id=id)
+        asked = self._durability(runtime, message.topic, durability)
+
+        def send(changed: Message[Any]) -> None:
+            runtime.broker.publish([self._encoded(runtime, changed)], asked, again=id is not None)
+
         if self._publish_middleware:
-            chain(self._publish_middleware, lambda changed: runtime.broker.publish([self._encoded(runtime, changed)]))(
-                message
-            )
+            chain(self._publish_middleware, send)(message)
         else:
-            runtime.broker.publish([self._encoded(runtime, message)])
+            send(message)
         return message.id
 
-    def batch(self) -> "Batch":
-        """Return a batch: what is published on it is sent together, in order, when its `with` block is left."""
-        return Batch(self, self.runtime)
+    def batch(self, *, durability: str | None = None) -> "Batch":
+        """Return a batch: what is published on it is sent together, in order, when its `with` block is left.
+
+        It waits for `durability`, or without for all that the topics of its messages ask for.
+        """
+        return Batch(self, self.runtime, None if durability is None else parse_durability(durability))
+
+    def _durability(self, runtime: Runtime, topic: str, given: str | None) -> Durability:
+        if given is not None:
+            return parse_durability(given)
+        return self._topics[topic].durability or runtime.settings.durability
 
     def _message(
         self,
         runtime: Runtime,
         topic: str | Topic[Any],
         payload: Any,
+        *,
         key: str | None,
         headers: Mapping[str, str] | None,
+        id: str | None,
     ) -> Message[Any]:
-        name = topic.name if isinstance(topic, Topic) else self.topic(topic).name
+        name = topic.name if isinstance(topic, Topic) else (self._topics.get(topic) or self.topic(topic)).name
         if isinstance(topic, Topic) and self._topics.get(name) is not topic:
             raise ConfigurationError(
                 f"{topic!r} was declared on another PubSub: publish it there, or declare it here too"
             )
         if key is not None and not isinstance(key, str):
             raise ValidationError(f"key={key!r} on topic {name!r}: a key is text")
+        checked_headers = _checked_headers(name, headers)
+        if id is not None:
+            return Message(id, name, payload, _moment_of(name, id), key, checked_headers)
         now = datetime.fromtimestamp(runtime.clock.time(), UTC)
-        return Message(runtime.make_id(), name, payload, now, key, _checked_headers(name, headers))
+        return Message(runtime.make_id(), name, payload, now, key, checked_headers)
 
     def _encoded(self, runtime: Runtime, message: Message[Any]) -> Message[bytes]:
         try:
@@ -223,6 +288,24 @@ class PubSub:
             message.headers,
             source=message.source,
         )
+
+    # Looking, and mending
+
+    @property
+    def inspector(self) -> Inspector:
+        """The broker, as what looks at topics and groups. Raises ConfigurationError if it cannot be inspected."""
+        broker = self.runtime.broker
+        if not isinstance(broker, Inspector):
+            raise ConfigurationError(
+                f"the backend of {masked(self.settings.url)} cannot be inspected: its brokers lack methods of "
+                "pubsub_core.Inspector"
+            )
+        return broker
+
+    def dead_letters(self, topic: str | Topic[Any], *, group: str | None = None) -> DeadLetters:
+        """Return the dead letters of a group of a topic, by default of `PUBSUB_GROUP`: to list, replay or discard."""
+        name = topic.name if isinstance(topic, Topic) else check_name("topic", topic)
+        return DeadLetters(self.inspector, SubscriptionKey(name, group or self.settings.group))
 
     # Running
 
@@ -279,13 +362,17 @@ class Batch:
                 batch.publish(placed, order)
 
     Each `publish` validates at once. Leaving the block sends all in order, in one round trip per node; if the block
-    raises, nothing is sent. If sending fails the messages stay, and `commit()` may be called again.
+    raises, nothing is sent. If sending fails the messages stay, and `commit()` may be called again: what is stored by
+    then is not stored twice.
     """
 
-    def __init__(self, pubsub: PubSub, runtime: Runtime) -> None:
+    def __init__(self, pubsub: PubSub, runtime: Runtime, durability: Durability | None) -> None:
         self._pubsub = pubsub
         self._runtime = runtime
+        self._durability = durability
         self._waiting: list[Message[bytes]] = []
+        self._asked = IN_MEMORY  # by what waits
+        self._may_be_stored = False  # some of what waits
         self._sent: list[str] = []
 
     @property
@@ -300,26 +387,36 @@ class Batch:
         *,
         key: str | None = None,
         headers: Mapping[str, str] | None = None,
+        id: str | None = None,
     ) -> str:
-        """Add a message, and return the id that it will have.
+        """Add a message, and return the id that it will have; `id` is for one that was published before.
 
         Raises ValidationError, adding nothing, if it does not fit.
         """
         pubsub, runtime = self._pubsub, self._runtime
-        message = pubsub._message(runtime, topic, payload, key, headers)  # noqa: SLF001  # one unit with PubSub
+        message = pubsub._message(  # noqa: SLF001  # one unit with PubSub
+            runtime, topic, payload, key=key, headers=headers, id=id
+        )
         chain(
             pubsub._publish_middleware,  # noqa: SLF001
             lambda changed: self._waiting.append(pubsub._encoded(runtime, changed)),  # noqa: SLF001
         )(message)
+        self._asked |= self._durability or pubsub._durability(runtime, message.topic, None)  # noqa: SLF001
+        self._may_be_stored |= id is not None
         return message.id
 
     def commit(self) -> tuple[str, ...]:
         """Send what waits, and return the ids of what was sent now. May be called again after an error."""
-        self._runtime.broker.publish(self._waiting)
+        again, self._may_be_stored = self._may_be_stored, True
+        self._runtime.broker.publish(self._waiting, self._asked, again=again)
         ids = tuple(message.id for message in self._waiting)
         self._sent.extend(ids)
-        self._waiting.clear()
+        self._forget()
         return ids
+
+    def _forget(self) -> None:
+        self._waiting.clear()
+        self._asked, self._may_be_stored = IN_MEMORY, False
 
     def __enter__(self) -> "Batch":
         """Start the block."""
@@ -332,7 +429,7 @@ class Batch:
         if kind is None:
             self.commit()
         else:
-            self._waiting.clear()
+            self._forget()
 
 
 def _checked_headers(topic: str, headers: Mapping[str, str] | None) -> Mapping[str, str]:
@@ -345,6 +442,71 @@ def _checked_headers(topic: str, headers: Mapping[str, str] | None) -> Mapping[s
     if current is not None:
         copy.setdefault(CORRELATION_ID, current.headers.get(CORRELATION_ID, current.id))
     return MappingProxyType(copy)
+
+
+_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+
+
+def _moment_of(topic: str, message_id: object) -> datetime:
+    try:
+        if isinstance(message_id, str) and _ID.fullmatch(message_id):
+            return published_at(message_id)
+    except (ValueError, OverflowError, OSError):
+        pass  # a moment that no calendar knows
+    raise ValidationError(
+        f"id={message_id!r} on topic {topic!r}: it is for the id of an earlier publish, a UUID of version 7, in lower "
+        "case"
+    )
+
+
+def _topic_options(
+    topic: str,
+    stream: str | None,
+    retention: float | None,
+    max_backlog: int | None,
+    overflow: Overflow,
+    *,
+    is_new: bool,
+) -> TopicOptions:
+    if retention is not None and (
+        isinstance(retention, bool) or not isinstance(retention, int | float) or not 0 < retention < math.inf
+    ):
+        raise ConfigurationError(f"topic {topic!r} has retention={retention!r}: it is a number of seconds, more than 0")
+    if max_backlog is not None and (
+        isinstance(max_backlog, bool) or not isinstance(max_backlog, int) or max_backlog < 1
+    ):
+        raise ConfigurationError(f"topic {topic!r} has max_backlog={max_backlog!r}: it is a whole number, 1 or more")
+    if overflow not in _OVERFLOWS:
+        raise ConfigurationError(
+            f"topic {topic!r} has overflow={overflow!r}.{did_you_mean(str(overflow), _OVERFLOWS)} "
+            "It is 'reject' or 'drop_oldest'"
+        )
+    if is_new and overflow != "reject" and max_backlog is None:
+        raise ConfigurationError(f"topic {topic!r} has overflow={overflow!r}, and no max_backlog= that may overflow")
+    return TopicOptions(stream, retention, max_backlog, overflow)
+
+
+_OVERFLOWS = ("reject", "drop_oldest")
+
+
+def _contradicts(new: TopicOptions, known: TopicOptions) -> bool:
+    says_overflow = new.max_backlog is not None or new.overflow != USUAL.overflow
+    return (
+        (new.stream is not None and new.stream != known.stream)
+        or (new.retention is not None and new.retention != known.retention)
+        or (new.max_backlog is not None and new.max_backlog != known.max_backlog)
+        or (says_overflow and new.overflow != known.overflow)
+    )
+
+
+def _shown(topic: Topic[Any]) -> str:
+    """Return what was declared of a topic besides its name and schema."""
+    options = topic.options
+    said: dict[str, Any] = {"retention": options.retention, "durability": topic.durability}
+    if options.max_backlog is not None:
+        said |= {"max_backlog": options.max_backlog, "overflow": options.overflow}
+    shown = ", ".join(f"{name}={value!r}" for name, value in said.items() if value is not None)
+    return f"{f' on stream {topic.stream!r}' if topic.stream else ''}{f' with {shown}' if shown else ''}"
 
 
 def _check_options(group: str | None, timeout: float | None, concurrency: int | None, start: Start) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from pubsub_core.backends import masked
+from pubsub_core.broker import IN_MEMORY, Durability
 from pubsub_core.errors import ConfigurationError
 from pubsub_core.names import check_name, did_you_mean
 
@@ -40,6 +41,23 @@ def _text(value: object) -> str:
     return value
 
 
+def parse_durability(text: object) -> Durability:
+    """Return what "memory", "fsync", "replicas:N" or "fsync+replicas:N" asks for. Raises ConfigurationError."""
+    asked = IN_MEMORY
+    for part in str(text).split("+"):
+        name, _, count = part.partition(":")
+        if part == "fsync":
+            asked |= Durability(fsync=True)
+        elif name == "replicas" and count.isdecimal() and int(count) > 0:
+            asked |= Durability(replicas=int(count))
+        elif text != "memory":
+            raise ConfigurationError(f"durability={text!r} cannot be: it must be {_DURABILITIES}")
+    return asked
+
+
+_DURABILITIES = "'memory', 'fsync', 'replicas:N' (N is 1 or more), or 'fsync+replicas:N'"
+
+
 def _setting(default: Any, parse: Callable[[object], Any], expected: str) -> Any:
     return field(default=default, metadata={"parse": parse, "expected": expected})
 
@@ -57,6 +75,7 @@ class Settings:
     max_payload: int = _setting(1024 * 1024, _whole, "a number of bytes, 1 or more")
     retention: float = _setting(86_400.0, _seconds, "seconds, more than 0")
     dead_letter_retention: float = _setting(30 * 86_400.0, _seconds, "seconds, more than 0")
+    durability: Durability = _setting(IN_MEMORY, parse_durability, _DURABILITIES)  # noqa: RUF009  # a field, as the others
     max_crashes: int = _setting(3, _whole, "a whole number, 1 or more")
     heartbeat: float = _setting(2.0, _seconds, "seconds, more than 0")
     publish_timeout: float = _setting(5.0, _seconds, "seconds, more than 0")

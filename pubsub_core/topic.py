@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from pubsub_core.broker import Start
+from pubsub_core.broker import Durability, Start, TopicOptions
 from pubsub_core.retry import RetryPolicy
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ class Owner(Protocol):
         *,
         key: str | None = None,
         headers: Mapping[str, str] | None = None,
+        durability: str | None = None,
+        id: str | None = None,
     ) -> str:
         """See `PubSub.publish`."""
 
@@ -40,24 +42,39 @@ class Owner(Protocol):
 
 
 class Topic(Generic[T]):
-    """A named stream of messages of one schema, made by `PubSub.topic`. Immutable; safe to use from any thread."""
+    """A named stream of messages of one schema, made by `PubSub.topic`. Immutable; safe to use from any thread.
 
-    def __init__(self, pubsub: Owner, name: str, schema: Any, stream: str | None) -> None:
+    `durability` is what its publishes wait for that do not say otherwise; None: what the settings say.
+    """
+
+    def __init__(
+        self, pubsub: Owner, name: str, schema: Any, options: TopicOptions, durability: Durability | None
+    ) -> None:
         from pubsub_core.codec import codec_for  # pydantic, which nothing needs before the first topic
 
         self._pubsub = pubsub
         self.name = name
         self.schema = schema
-        self.stream = stream
+        self.stream = options.stream
+        self.options = options
+        self.durability = durability
         self.codec: UntypedJson | TypedJson[T] = codec_for(schema)
 
     def __repr__(self) -> str:
         """Name and schema."""
         return f"Topic({self.name!r}, {getattr(self.schema, '__name__', self.schema)!s})"
 
-    def publish(self, payload: T, *, key: str | None = None, headers: Mapping[str, str] | None = None) -> str:
+    def publish(
+        self,
+        payload: T,
+        *,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        durability: str | None = None,
+        id: str | None = None,
+    ) -> str:
         """Publish one message and return its id. See `PubSub.publish`."""
-        return self._pubsub.publish(self, payload, key=key, headers=headers)
+        return self._pubsub.publish(self, payload, key=key, headers=headers, durability=durability, id=id)
 
     def subscribe(
         self,

@@ -1,10 +1,12 @@
 """The broker over a store, by the clock and the names of whoever opened it."""
 
 import weakref
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Protocol, runtime_checkable
 
+from pubsub_core.backlog import DropLog, backlog_is_full, refuse_what_cannot_fit
 from pubsub_core.broker import IN_MEMORY, USUAL, BrokerOptions, Consumer, DeadLetter, Durability, GroupState, Membership
 from pubsub_core.errors import ConsumersPresent
 from pubsub_core.message import Message, SubscriptionKey
@@ -23,12 +25,20 @@ class MemoryBroker:
     def __init__(self, store: Store, options: BrokerOptions) -> None:
         self._store = store
         self._options = options
+        self._drops = DropLog(options.clock.time)
         if isinstance(options.clock, _Movable):
             options.clock.on_move(_ring_of(store))
 
-    def publish(self, messages: Sequence[Message[bytes]], durability: Durability = IN_MEMORY) -> None:
-        """Store the messages: all of them, before anyone sees the first."""
+    def publish(
+        self, messages: Sequence[Message[bytes]], durability: Durability = IN_MEMORY, *, again: bool = False
+    ) -> None:
+        """Store the messages: all of them, before anyone sees the first; or none."""
+        refuse_what_cannot_fit(messages, self._options.topics)
         with self._store.lock:
+            if again:
+                stored = {topic: self._log(topic).ids() for topic in {message.topic for message in messages}}
+                messages = [message for message in messages if message.id not in stored[message.topic]]
+            dropped = self._make_room(messages) if self._options.topics else {}
             now = self._options.clock.time()
             topic = None
             for message in messages:
@@ -37,13 +47,28 @@ class MemoryBroker:
                     log = self._log(topic)
                 log.append(message, now)
             self._store.ring()
+        for topic, count in dropped.items():
+            if count:
+                self._drops.note(topic, count)
+
+    def _make_room(self, messages: Sequence[Message[bytes]]) -> dict[str, int]:
+        """Return how many messages were dropped, of which topics. Raises BrokerFull, and drops none."""
+        counts = Counter(message.topic for message in messages)
+        bounded = {topic: most for topic in counts if (most := self._options.topics.get(topic, USUAL).max_backlog)}
+        for topic, most in bounded.items():
+            log = self._log(topic)
+            is_full = log.end - log.first_unsettled() + counts[topic] > most
+            if is_full and self._options.topics[topic].overflow == "reject":
+                raise backlog_is_full(topic, most)
+        return {topic: self._log(topic).make_room(counts[topic], most) for topic, most in bounded.items()}
 
     def consumer(self, memberships: Sequence[Membership], name: str) -> Consumer:
         """Return a consumer of these subscriptions. The first `receive` joins the groups."""
         return MemoryConsumer(self._store, self._options, self._log, memberships, name)
 
     def close(self) -> None:
-        """Do nothing: there is no connection, and others of the same name may still need the messages."""
+        """Leave the messages: others of the same name may still need them."""
+        self._drops.close()
 
     def dead_letters(
         self, key: SubscriptionKey, limit: int = 100, *, before: str | None = None

@@ -55,6 +55,27 @@ class Log:
         self.entries[self.end] = (self._last_stored, message)
         self.end += 1
 
+    def ids(self) -> set[str]:
+        """Return the ids of the messages that are kept."""
+        return {message.id for _, message in self.entries.values()}
+
+    def first_unsettled(self) -> int:
+        """Return the number of the first message that not every group has settled; without a group, of the first."""
+        floor = min((group.first_unsettled() for group in self.groups.values()), default=self.first)
+        return max(self.first, floor)
+
+    def make_room(self, count: int, most: int) -> int:
+        """Let the oldest messages go until `count` more are `most`; return how many of those were not settled."""
+        gone = range(self.first, max(self.first, self.end + count - most))
+        dropped = max(0, gone.stop - self.first_unsettled())
+        for group in self.groups.values():
+            group.forget(gone)
+        for number in gone:
+            del self.entries[number]
+        self.first = gone.stop
+        self.dropped += dropped
+        return dropped
+
     def group(self, key: SubscriptionKey, start: Start) -> "Group":
         """Return the group, which is made if it does not exist."""
         group = self.groups.get(key.group)
@@ -136,6 +157,19 @@ class Group:
                 self.held[position] = (owner, delivery)
                 taken.append(delivery)
         return taken
+
+    def first_unsettled(self) -> int:
+        """Return the number of the first message that is not settled, of those that the log still has."""
+        old = (int(position) for positions in (self.held, self._parked) for position in positions)
+        return min((number for number in old if number >= self._log.first), default=self.next)
+
+    def forget(self, gone: range) -> None:
+        """Hand out these no more. What is in hand may still be settled."""
+        self.next = max(self.next, gone.stop)
+        for position in map(str, gone):
+            delivery = self._parked.get(position)
+            if delivery is not None and delivery.message.source != "replay":
+                self.settle(position)
 
     def settle(self, position: str | None) -> None:
         """End a delivery, whoever holds it, also while it is parked."""

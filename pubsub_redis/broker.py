@@ -5,13 +5,33 @@ import random
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from pubsub_core.broker import IN_MEMORY, USUAL, BrokerOptions, DeadLetter, Durability, GroupState, Membership
-from pubsub_core.errors import BrokerError, BrokerUnavailable, ConsumersPresent, PublishUncertain
+import redis.exceptions as theirs
+
+from pubsub_core.backlog import DropLog, backlog_is_full, refuse_what_cannot_fit
+from pubsub_core.broker import (
+    IN_MEMORY,
+    USUAL,
+    BrokerOptions,
+    DeadLetter,
+    Durability,
+    GroupState,
+    Membership,
+    TopicOptions,
+)
+from pubsub_core.errors import (
+    BrokerError,
+    BrokerUnavailable,
+    ConsumersPresent,
+    NotConfirmed,
+    NotPermitted,
+    PublishUncertain,
+    Unsupported,
+)
 from pubsub_core.message import Message, SubscriptionKey
 from pubsub_redis.consumer import RedisConsumer
 from pubsub_redis.entry import add_command, entry_fields, read_letter, stored_at
@@ -25,8 +45,14 @@ _CHUNK_BYTES = 1024 * 1024
 _LOOK_PAGE = 1000
 _LETTERS = 100  # in one script call, or command
 
+_LOOK_MARGIN = 10.0  # seconds by which clocks may differ
+_UNFENCED_FOR = 3600.0  # seconds after which no network still holds a request back
+
 _Name = tuple[str, str]
 """A message's topic and id."""
+
+_Sent = tuple[Node, int, bytes]
+"""A connection by its node, and by the id and address that this knows it by."""
 
 
 class RedisBroker:
@@ -37,7 +63,8 @@ class RedisBroker:
         self.options = options
         self.shown_url = shown_url
         self._keys: dict[str, TopicKeys] = {}
-        self._random = random.Random()
+        self.drops = DropLog()
+        self._unfenced: dict[_Sent, float] = {}
         self._idle: defaultdict[Node, deque[Link]] = defaultdict(deque)
         self._process = os.getpid()
 
@@ -93,12 +120,29 @@ class RedisBroker:
 
     # Publishing
 
-    def publish(self, messages: Sequence[Message[bytes]], durability: Durability = IN_MEMORY) -> None:
+    def publish(
+        self, messages: Sequence[Message[bytes]], durability: Durability = IN_MEMORY, *, again: bool = False
+    ) -> None:
         """Store the messages. See the seam."""
-        deadline = time.monotonic() + self.options.publish_timeout
-        publish = _Publish(self, len(messages), deadline, self._random)
-        for chunk in _chunks(messages):
-            publish.run(chunk)
+        refuse_what_cannot_fit(messages, self.options.topics)
+        _Publish(self, messages, durability, again=again).run()
+
+    def remember_unfenced(self, sent: Iterable[_Sent]) -> None:
+        """Note connections on which something may still be carried out."""
+        now = time.monotonic()
+        self._unfenced.update(dict.fromkeys(sent, now))
+        for one, since in list(self._unfenced.items()):
+            if now - since > _UNFENCED_FOR:
+                self.forget_unfenced(one)
+
+    def unfenced_on(self, node: Node) -> set[_Sent]:
+        """Return those of a node."""
+        since = time.monotonic() - _UNFENCED_FOR
+        return {one for one, noted in list(self._unfenced.items()) if one[0] == node and noted > since}
+
+    def forget_unfenced(self, sent: _Sent) -> None:
+        """Note that nothing can be carried out on the connection any more."""
+        self._unfenced.pop(sent, None)
 
     # Consuming and looking
 
@@ -191,6 +235,7 @@ class RedisBroker:
 
     def close(self) -> None:
         """Close every connection of this process that nobody uses now."""
+        self.drops.close()
         if os.getpid() != self._process:
             return
         for idle in [*self._idle.values()]:
@@ -200,129 +245,324 @@ class RedisBroker:
 class _Publish:
     """One publish, which may take several tries. Knows what is stored for certain, and what may be."""
 
-    def __init__(self, broker: RedisBroker, count: int, deadline: float, rng: random.Random) -> None:
+    def __init__(
+        self, broker: RedisBroker, messages: Sequence[Message[bytes]], durability: Durability, *, again: bool
+    ) -> None:
         self._broker = broker
-        self._count = count
-        self._stored = 0
-        self._deadline = deadline
-        self._random = rng
+        self._messages = messages
+        self._durability = durability
+        self._again = again
+        self._deadline = time.monotonic() + broker.options.publish_timeout
+        self._random = random.Random()
         self._began = time.monotonic()
+        self._began_at = broker.options.clock.time()
         self._waiting: dict[_Name, Message[bytes]] = {}
-        self._doubtful: dict[_Name, tuple[int, bytes]] = {}  # and the connection that they were last sent on
+        # And the connection that they were last sent on, if it is known.
+        self._doubtful: dict[_Name, _Sent | None] = {_name(one): None for one in messages} if again else {}
+        self._stored: dict[_Name, _Sent | None] = {}
 
-    def run(self, messages: Sequence[Message[bytes]]) -> None:
-        """Try until all are stored, or the time is over, or the server refuses for certain."""
-        self._waiting = {_name(message): message for message in messages}
+    def run(self) -> None:
+        """Store and confirm, or raise what became of it."""
+        for chunk in _chunks(self._messages):
+            self._waiting = {_name(message): message for message in chunk}
+            try:
+                self._persist(self._store, "publishing")
+            except BrokerError as error:
+                raise self._final(error) from error.__cause__
+        if self._durability != IN_MEMORY:
+            self._confirm()
+
+    def _persist(self, act: Callable[[], None], what: str) -> None:
+        """Try until it is done. Raises a BrokerError if the time is over, or the server refuses for certain."""
         pause = 0.02
         while True:
             try:
-                with broker_errors(f"publishing to {self._broker.shown_url}"):
-                    self._try_once()
+                with broker_errors(f"{what} to {self._broker.shown_url}"):
+                    act()
                 return
-            except BrokerUnavailable as error:
+            except BrokerUnavailable:
                 self._broker.servers.forget()
                 if time.monotonic() + pause >= self._deadline:
-                    raise self._final(error) from error.__cause__
+                    raise
                 threading.Event().wait(pause * (0.5 + self._random.random()))
                 pause = min(pause * 2, 0.5)
-            except BrokerError as error:
-                raise self._final(error) from error.__cause__
 
-    def _final(self, error: BrokerError) -> Exception:
-        stored = f". Of {self._count} messages {self._stored} are stored" if self._stored else ""
-        if not self._doubtful:
-            return type(error)(f"{error}{stored}")
-        return PublishUncertain(
-            f"{error}{stored}. {len(self._doubtful)} messages were sent, not confirmed, and could not be looked for: "
-            "they may be stored",
-            tuple(message_id for _, message_id in self._doubtful),
-        )
+    @contextmanager
+    def _link(self, node: Node) -> Iterator[Link]:
+        """Lend an open connection, on which everything takes as long as there is time."""
+        with self._broker.borrowed(node) as link:
+            link.open(self._deadline - time.monotonic())
+            try:
+                yield link
+            except BrokerUnavailable:
+                link.close()  # it may lead to a server that is not the master any more
+                raise
 
-    def _try_once(self) -> None:
+    def _by_node(self, messages: Iterable[Message[bytes]]) -> dict[Node, list[Message[bytes]]]:
         by_node: dict[Node, list[Message[bytes]]] = defaultdict(list)
-        for message in self._waiting.values():
+        for message in messages:
             by_node[self._broker.servers.node_of(self._broker.keys(message.topic).stream)].append(message)
-        for node, messages in by_node.items():
-            with self._broker.borrowed(node) as link:
-                link.open(self._deadline - time.monotonic())
-                try:
-                    self._send(link, self._without_stored(link, messages) if self._doubtful else messages)
-                except BrokerUnavailable:
-                    link.close()  # it may lead to a server that is not the master any more
-                    raise
+        return by_node
 
-    def _send(self, link: Link, messages: Sequence[Message[bytes]]) -> None:
+    # Storing
+
+    def _store(self) -> None:
+        for node, messages in self._by_node(self._waiting.values()).items():
+            with self._link(node) as link:
+                if self._durability != IN_MEMORY:
+                    _check_ability(link, self._durability, self._broker.shown_url)
+                waiting = self._without_stored(node, link, messages) if self._doubtful else messages
+                if waiting:
+                    self._send(node, link, waiting)
+
+    def _send(self, node: Node, link: Link, messages: Sequence[Message[bytes]]) -> None:
         """Send in one go: a single message as it is, those of one topic as a transaction, so that all or none of them
         are stored, in their order.
         """
-        by_stream: dict[str, list[Message[bytes]]] = defaultdict(list)
+        by_topic: dict[str, list[Message[bytes]]] = defaultdict(list)
         for message in messages:
-            by_stream[self._broker.keys(message.topic).stream].append(message)
-        batches = [_Batch(stream, members) for stream, members in by_stream.items()]
-        if not batches:
-            return
-        self._doubtful.update(dict.fromkeys(map(_name, messages), (link.client_id, link.address)))
+            by_topic[message.topic].append(message)
+        topics = self._broker.options.topics
+        batches = [
+            _Batch(self._broker.keys(topic), members, topics.get(topic, USUAL)) for topic, members in by_topic.items()
+        ]
+        sent = (node, link.client_id, link.address)
+        self._doubtful.update(dict.fromkeys(map(_name, messages), sent))
         link.send([command for batch in batches for command in batch.commands()])
+        replies = [batch.read_replies(link) for batch in batches]
         refused: list[BrokerError] = []
-        for batch in batches:
-            for message, reply in zip(batch.messages, batch.read_replies(link), strict=True):
-                if isinstance(reply, Exception):
-                    del self._doubtful[_name(message)]
-                    what = f"publishing to {message.topic!r} (key {batch.stream!r}) at {self._broker.shown_url}"
-                    error = translated(reply, what)
-                    error.__cause__ = reply
-                    refused.append(error)
-                else:
-                    self._is_stored(_name(message))
+        for batch, of_batch in zip(batches, replies, strict=True):
+            is_unknown = isinstance(of_batch[0], theirs.NoScriptError)
+            refused += self._note(batch, link.ask(batch.commands()) if is_unknown else of_batch, sent)
         if refused:
             raise refused[0]
 
-    def _without_stored(self, link: Link, messages: list[Message[bytes]]) -> list[Message[bytes]]:
-        """Find out which of the doubtful messages are stored, and return the others.
+    def _note(self, batch: "_Batch", replies: Sequence[Any], sent: _Sent) -> list[BrokerError]:
+        """Keep in mind what became of a batch, and return why what was not stored of it was not."""
+        topic = batch.messages[0].topic
+        if batch.is_bounded:
+            (reply,) = replies
+            if reply == -1:
+                reply = backlog_is_full(topic, batch.options.max_backlog)
+            elif not isinstance(reply, Exception) and reply:
+                self._broker.drops.note(topic, reply)
+            replies = [reply] * len(batch.messages)
+        refused: list[BrokerError] = []
+        for message, reply in zip(batch.messages, replies, strict=True):
+            if isinstance(reply, Exception):
+                del self._doubtful[_name(message)]
+                refused.append(self._refusal(batch, topic, reply))
+            else:
+                self._is_stored(_name(message), sent)
+        return refused
 
-        The connection that they were sent on is killed first: afterwards nothing on it can still be carried out. It is
-        named by its address too, as a server that was started anew gives its id to somebody else.
-        """
-        doubtful = [message for message in messages if _name(message) in self._doubtful]
-        for client_id, address in {self._doubtful[_name(message)] for message in doubtful}:
-            kill = ("CLIENT", "KILL", "ID", client_id, "ADDR", address)
-            checked(link.ask([kill])[0], "fencing off a broken connection")
-        if doubtful:
-            seconds = checked(link.ask([("TIME",)])[0], "asking for the time")[0]
-            oldest = (int(seconds) - int(time.monotonic() - self._began) - 2) * 1000
-            for topic in {message.topic for message in doubtful}:
-                found = _ids_since(link, self._broker.keys(topic).stream, oldest)
-                for message in doubtful:
-                    if message.topic == topic and message.id in found:
-                        self._is_stored(_name(message))
-        for message in doubtful:
-            self._doubtful.pop(_name(message), None)
-        return [message for message in messages if _name(message) in self._waiting]
+    def _refusal(self, batch: "_Batch", topic: str, reply: Exception) -> BrokerError:
+        if isinstance(reply, BrokerError):
+            return reply
+        what = f"publishing to {topic!r} (key {batch.keys.stream!r}) at {self._broker.shown_url}"
+        error = translated(reply, what)
+        error.__cause__ = reply
+        return error
 
-    def _is_stored(self, name: _Name) -> None:
-        self._stored += 1
+    def _is_stored(self, name: _Name, sent: _Sent | None) -> None:
+        self._stored[name] = sent
         del self._waiting[name]
         del self._doubtful[name]
+
+    def _final(self, error: BrokerError) -> Exception:
+        stored = f". Of {len(self._messages)} messages {len(self._stored)} are stored" if self._stored else ""
+        sent = [one for one in self._doubtful.values() if one is not None]
+        if not self._doubtful or (isinstance(error, Unsupported) and not sent):
+            return type(error)(f"{error}{stored}")
+        self._broker.remember_unfenced(sent)
+        return PublishUncertain(
+            f"{error}{stored}. {len(self._doubtful)} messages were sent, not confirmed, and could not be looked for: "
+            "they may be stored. To publish them again under their ids (id=, or commit() of their batch) is safe",
+            tuple(message_id for _, message_id in self._doubtful),
+        )
+
+    # Looking for what may be stored
+
+    def _without_stored(self, node: Node, link: Link, messages: list[Message[bytes]]) -> list[Message[bytes]]:
+        """Find out which of the doubtful messages are stored, and return the others.
+
+        The connections that they were sent on are killed first: afterwards nothing on them can still be carried out.
+        Where that is not permitted, those that are found are stored all the same, and the others stay in doubt.
+        """
+        doubtful = [message for message in messages if _name(message) in self._doubtful]
+        if not doubtful:
+            return messages
+        sent = {self._doubtful[_name(message)] for message in doubtful} - {None}
+        unfenced = self._fence(link, sent | self._broker.unfenced_on(node) if self._again else sent)
+        found = self._found(link, doubtful)
+        for message in doubtful:
+            if _name(message) in found:
+                self._is_stored(_name(message), None)
+            elif unfenced is None:
+                del self._doubtful[_name(message)]
+        if unfenced is not None and len(found) < len(doubtful):
+            raise unfenced
+        return [message for message in messages if _name(message) in self._waiting]
+
+    def _fence(self, link: Link, sent: Set[_Sent | None]) -> NotPermitted | None:
+        """Kill the connections, which are named by their addresses too, as a server that was started anew gives their
+        ids to others. Returns the error if that is not permitted.
+        """
+        for one in sent:
+            if one is None:
+                continue
+            _, client_id, address = one
+            kill = ("CLIENT", "KILL", "ID", client_id, "ADDR", address)
+            try:
+                checked(link.ask([kill])[0], f"fencing off a broken connection to {self._broker.shown_url}")
+            except NotPermitted as error:
+                return error
+            self._broker.forget_unfenced(one)
+        return None
+
+    def _found(self, link: Link, wanted: Sequence[Message[bytes]]) -> set[_Name]:
+        """Return which of the messages are stored.
+
+        Stored since when? By the time that passed here since, on the server's clock; or by when it was here. So one of
+        the two clocks may be set forward meanwhile. Set back, the server's makes ids that only count up.
+        """
+        reply = checked(link.ask([("TIME",)])[0], "asking for the time")
+        server_now = int(reply[0]) + int(reply[1]) / 1e6
+        made = min(one.published_at.timestamp() for one in wanted) if self._again else self._began_at
+        ahead = max(0.0, self._broker.options.clock.time() - server_now)
+        oldest = min(server_now - (time.monotonic() - self._began), made - ahead) - _LOOK_MARGIN
+        found: set[_Name] = set()
+        for topic in {message.topic for message in wanted}:
+            ids = {message.id for message in wanted if message.topic == topic}
+            stored = self._stored_since(link, self._broker.keys(topic).stream, int(max(oldest, 0) * 1000), ids)
+            found.update((topic, message_id) for message_id in stored)
+        return found
+
+    def _stored_since(self, link: Link, stream: str, oldest: int, ids: Set[str]) -> set[str]:
+        """Return which ids are those of messages in a stream since a moment of the server's clock, in ms."""
+        found: set[str] = set()
+        end = "+"
+        while True:
+            look = ("XREVRANGE", stream, end, str(oldest), "COUNT", _LOOK_PAGE)
+            page = checked(link.ask([look])[0], "looking for messages")
+            found.update(values[1].decode("utf-8", "replace") for _, values in page if values[:1] == [b"id"])
+            if len(page) < _LOOK_PAGE or ids <= found:
+                return found & ids
+            if time.monotonic() > self._deadline:
+                raise BrokerUnavailable(f"looking for messages in {stream!r}: not finished in time")
+            end = "(" + page[-1][0].decode()
+
+    # Confirming
+
+    def _confirm(self) -> None:
+        """Wait until disk and replicas have what is stored."""
+        waiting = {_name(message): message for message in self._messages}
+        try:
+            self._persist(lambda: self._confirm_on_nodes(waiting), "waiting for disk or replicas: publishing")
+        except BrokerError as error:
+            raise NotConfirmed(
+                f"{error}. {len(waiting)} messages were stored, but are not confirmed: they may be lost with the "
+                "server. To publish them again under their ids (id=, or commit() of their batch) asks again",
+                tuple(message_id for _, message_id in waiting),
+            ) from error.__cause__ or error
+
+    def _confirm_on_nodes(self, waiting: dict[_Name, Message[bytes]]) -> None:
+        for node, messages in self._by_node(waiting.values()).items():
+            with self._link(node) as link:
+                here = (node, link.client_id, link.address)
+                if any(self._stored[_name(message)] != here for message in messages):
+                    self._write_behind(link, messages)
+                self._await_confirmation(link)
+            for message in messages:
+                del waiting[_name(message)]
+
+    def _write_behind(self, link: Link, messages: Sequence[Message[bytes]]) -> None:
+        """Write something after the messages: the server speaks of what was written on the connection that asks.
+
+        It might be another server by now, so they are looked for first.
+        """
+        lost = len(messages) - len(self._found(link, messages))
+        if lost:
+            raise BrokerError(f"{lost} messages at {self._broker.shown_url} are not there any more")
+        write = ("INCRBY", self._broker.keys(messages[0].topic).dropped, 0)  # which changes nothing, and counts
+        checked(link.ask([write])[0], "writing behind the messages")
+
+    def _await_confirmation(self, link: Link) -> None:
+        for command, wanted, name in _waits(self._durability):
+            while True:
+                reply = checked(link.ask([command])[0], f"waiting for {name} at {self._broker.shown_url}")
+                count = reply if isinstance(reply, int) else reply[0]
+                if count >= wanted:
+                    break
+                if time.monotonic() + _WAIT_STEP + _WAIT_SLACK > self._deadline:
+                    raise BrokerError(
+                        f"{self._broker.shown_url}: {count} of {wanted} said in time that they have it ({name})"
+                    )
+
+
+_WAIT_STEP = 0.2
+_WAIT_SLACK = 0.1  # by which a server may be late to end a wait
+
+
+def _waits(durability: Durability) -> list[tuple[Command, int, str]]:
+    """Return the commands that wait, by how much their count has to be, and for what."""
+    milliseconds = int(_WAIT_STEP * 1000)
+    waits: list[tuple[Command, int, str]] = []
+    if durability.replicas:
+        waits.append((("WAIT", durability.replicas, milliseconds), durability.replicas, "replicas"))
+    if durability.fsync:
+        waits.append((("WAITAOF", 1, 0, milliseconds), 1, "disk"))
+    return waits
+
+
+def _check_ability(link: Link, durability: Durability, shown_url: str) -> None:
+    """Raise Unsupported if the server cannot tell of disk or replicas. Asks once per connection."""
+    if durability in link.confirms:
+        return
+    what = f"nothing was published to {shown_url}, as it cannot say when it is durable"
+    if durability.replicas:
+        checked(link.ask([("WAIT", 0, 1)])[0], what)
+    if durability.fsync:
+        try:
+            checked(link.ask([("WAITAOF", 1, 0, 1)])[0], what)
+        except Unsupported as error:
+            raise Unsupported(
+                f"{error}. durability='fsync' needs Redis 7.2 or newer, or Valkey, with `appendonly yes` (and, best, "
+                "`appendfsync always`). Otherwise use 'memory', or 'replicas:N'"
+            ) from error.__cause__
+    link.confirms.add(durability)
 
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """The messages of one publish that go to one stream."""
+    """The messages of one publish that go to one topic on one node."""
 
-    stream: str
+    keys: TopicKeys
     messages: Sequence[Message[bytes]]
+    options: TopicOptions
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether one script adds all of them, or none."""
+        return self.options.max_backlog is not None
 
     def commands(self) -> list[Command]:
         """Return what to send."""
-        adds = [add_command(self.stream, message) for message in self.messages]
+        stream = self.keys.stream
+        if self.options.max_backlog is not None:
+            entries = [part for message in self.messages for part in entry_fields(message)]
+            may_drop = int(self.options.overflow == "drop_oldest")
+            keys = (stream, self.keys.dropped)
+            return [script_call("add", keys, self.options.max_backlog, may_drop, *entries)]
+        adds = [add_command(stream, message) for message in self.messages]
         return adds if len(adds) == 1 else [("MULTI",), *adds, ("EXEC",)]
 
     def read_replies(self, link: Link) -> list[Any]:
-        """Read what `commands` brings: the reply to each message.
+        """Read what `commands` brings: the reply to each message, or the one of the script.
 
         Whoever may not use transactions gets the replies at once, and so does without.
         """
-        if len(self.messages) == 1:
+        if self.is_bounded or len(self.messages) == 1:
             return [link.read()]
         link.read()
         replies = [link.read() for _ in self.messages]
@@ -355,20 +595,6 @@ def _close_all(idle: deque[Link]) -> None:
 
 def _name(message: Message[bytes]) -> _Name:
     return message.topic, message.id
-
-
-def _ids_since(link: Link, stream: str, oldest: int) -> set[str]:
-    """Return the message ids in a stream since a moment of the server's clock, in ms."""
-    found: set[str] = set()
-    end = "+"
-    while True:
-        page = checked(
-            link.ask([("XREVRANGE", stream, end, str(oldest), "COUNT", _LOOK_PAGE)])[0], "looking for messages"
-        )
-        found.update(values[1].decode("utf-8", "replace") for _, values in page if values[:1] == [b"id"])
-        if len(page) < _LOOK_PAGE:
-            return found
-        end = "(" + page[-1][0].decode()
 
 
 def _chunks(messages: Sequence[Message[bytes]]) -> Iterator[Sequence[Message[bytes]]]:

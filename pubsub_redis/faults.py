@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import redis.exceptions as theirs
 
-from pubsub_core.errors import BrokerError, BrokerFull, BrokerUnavailable, NotPermitted, StreamConflict
+from pubsub_core.errors import BrokerError, BrokerFull, BrokerUnavailable, NotPermitted, StreamConflict, Unsupported
 
 # The first that matches wins: AuthenticationError is a ConnectionError to redis-py.
 _BY_TYPE: tuple[tuple[type[Exception], type[BrokerError]], ...] = (
@@ -30,6 +30,7 @@ _BY_CODE: dict[str, type[BrokerError]] = {
     "WRONGTYPE": StreamConflict,
     "NOPERM": NotPermitted,
     "NOAUTH": NotPermitted,
+    "DENIED": NotPermitted,
     "WRONGPASS": NotPermitted,
     "OOM": BrokerFull,
     "MISCONF": BrokerUnavailable,
@@ -50,6 +51,9 @@ _BY_TEXT: tuple[tuple[str, type[BrokerError]], ...] = (
     ("against a key holding the wrong kind of value", StreamConflict),
     ("no permission", NotPermitted),
     ("command not allowed when used memory", BrokerFull),
+    ("unknown command", Unsupported),
+    ("appendonly is disabled", Unsupported),
+    ("cannot be used with replica instances", BrokerUnavailable),  # of WAIT: it was the master a moment ago
 )
 
 # Not all of redis-py's errors are a RedisError: those of its cluster client are not.
@@ -70,6 +74,7 @@ def translated(error: BaseException, what: str) -> BrokerError:
 
 
 def _kind_by_text(text: str) -> type[BrokerError]:
+    text = text.removeprefix("EXECABORT ").removeprefix("Transaction discarded because of: ")
     words = text.split(maxsplit=2)
     code = words[1] if words[:1] == ["ERR"] and len(words) > 1 else "".join(words[:1])
     lower = text.lower()

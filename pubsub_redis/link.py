@@ -16,6 +16,7 @@ from typing import Any
 import hiredis
 import redis.exceptions as theirs
 
+from pubsub_core.broker import Durability
 from pubsub_core.errors import BrokerError
 from pubsub_redis.faults import FOREIGN, translated
 
@@ -53,6 +54,7 @@ class Link:
         self.client_id = 0
         self.address = b""
         self.is_hurried = False
+        self.confirms: set[Durability] = set()  # of which its server, as it is now, was seen to be able to speak
         self._rests_since = 0.0
 
     @property
@@ -168,10 +170,11 @@ class Link:
         """Disconnect. Idempotent."""
         self.client_id = self._unread = 0
         self.address = b""
+        self.confirms.clear()
         self._connection.disconnect()
 
 
-SCRIPTS = ("park", "take", "bury", "take_over", "replay", "retain", "tidy", "join", "take_back")
+SCRIPTS = ("park", "take", "bury", "take_over", "replay", "retain", "tidy", "join", "take_back", "add")
 
 
 def checked(reply: Any, what: str) -> Any:

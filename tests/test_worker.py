@@ -31,7 +31,7 @@ from pubsub_core import (
     SubscriptionKey,
     current_message,
 )
-from pubsub_core.broker import Broker, Consumer, DeadLetter, Membership
+from pubsub_core.broker import IN_MEMORY, Broker, Consumer, DeadLetter, Durability, Membership
 from pubsub_core.message import DeadLetterReason
 from pubsub_core.worker.process import Worker
 
@@ -77,8 +77,10 @@ class Watched(Broker):
         self.settled = 0
         self.fails: dict[str, Callable[[], None]] = {}
 
-    def publish(self, messages: Sequence[Message[bytes]]) -> None:
-        self._inner.publish(messages)
+    def publish(
+        self, messages: Sequence[Message[bytes]], durability: Durability = IN_MEMORY, *, again: bool = False
+    ) -> None:
+        self._inner.publish(messages, durability, again=again)
 
     def consumer(self, memberships: Sequence[Membership], name: str) -> Consumer:
         return WatchedConsumer(self, self._inner.consumer(memberships, name))
