@@ -25,9 +25,20 @@ from typing import Any, ClassVar, ParamSpec, TypeVar
 
 import pytest
 
-from pubsub_core.broker import Broker, BrokerOptions, Consumer, DeadLetter, Inspector, Membership, Start, TopicOptions
+from pubsub_core.broker import (
+    Broker,
+    BrokerOptions,
+    Consumer,
+    DeadLetter,
+    Durability,
+    Inspector,
+    Membership,
+    Overflow,
+    Start,
+    TopicOptions,
+)
 from pubsub_core.clock import Clock, SystemClock
-from pubsub_core.errors import ConsumersPresent, LeaseLost
+from pubsub_core.errors import BrokerFull, ConsumersPresent, LeaseLost, NotConfirmed, Unsupported
 from pubsub_core.ids import IdMaker, published_at
 from pubsub_core.message import DeadLetterReason, Delivery, Message, Source, SubscriptionKey
 
@@ -1530,6 +1541,133 @@ class BrokerConformance:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, "the child could not publish"
         assert sorted(_ids(self.take(consumer, 3))) == sorted([*before, message.id, *after])
         self.publish_and_take(broker, consumer, key)
+
+    # Bounded topics and durability
+
+    def bounded(self, most: int, overflow: Overflow = "reject") -> SubscriptionKey:
+        """Return the key of a subscription to a new topic that holds so many messages."""
+        key = self.key()
+        self.topics[key.topic] = TopicOptions(max_backlog=most, overflow=overflow)
+        return key
+
+    @pytest.mark.parametrize("count", [1, 3])
+    def test_a_full_topic_refuses_more(self, broker: Broker, count: int) -> None:
+        """All of a batch or nothing of it, with or without a group; and takes it when there is room again."""
+        key = self.bounded(4)
+        published = self.publish(broker, key.topic, 3)
+        if count == 1:
+            published += self.publish(broker, key.topic)
+        for _ in range(2):
+            with pytest.raises(BrokerFull, match=f"(?s){key.topic}.*max_backlog=4"):
+                self.publish(broker, key.topic, count)
+        consumer = self.consumer(broker, key)
+        taken = self.take(consumer, len(published))
+        assert _ids(taken) == published
+        with pytest.raises(BrokerFull):
+            self.publish(broker, key.topic, count)
+        consumer.ack(taken)
+        published = self.publish(broker, key.topic, count)
+        assert _ids(self.take(consumer, count)) == published
+
+    def test_only_what_every_group_has_settled_gives_way(self, broker: Broker) -> None:
+        """In the order of publishing: an open delivery holds back what comes after it, too."""
+        key = self.bounded(5)
+        other = self.key(key.topic, "shipping")
+        published = self.publish(broker, key.topic, 5)
+        mine, theirs = self.consumer(broker, key), self.consumer(broker, other)
+        taken, also_taken = self.take(mine, 5), self.take(theirs, 5)
+        mine.ack(taken)
+        with pytest.raises(BrokerFull):
+            self.publish(broker, key.topic)
+        theirs.ack([also_taken[0], *also_taken[2:]])
+        theirs.nack(also_taken[1], 3600)
+        published += self.publish(broker, key.topic)
+        with pytest.raises(BrokerFull):
+            self.publish(broker, key.topic)
+        assert _ids(self.take(mine, 1)) == _ids(self.take(theirs, 1)) == published[5:]
+        third = self.key(key.topic, "audit")
+        assert _ids(self.take(self.consumer(broker, third), 5)) == published[1:]
+
+    def test_a_batch_that_can_never_fit_is_refused(self, broker: Broker) -> None:
+        """However its messages would be dropped; nothing of it is stored, nor of what it has for other topics."""
+        free = self.key()
+        for overflow in ("reject", "drop_oldest"):
+            key = self.bounded(3, overflow)
+            with pytest.raises(BrokerFull, match=f"4 messages for topic '{key.topic}'"):
+                broker.publish([self.message(free.topic), *(self.message(key.topic) for _ in range(4))])
+            self.nothing_comes(self.consumer(broker, key, free), during=0.05)
+
+    @pytest.mark.parametrize("count", [1, 3])
+    def test_a_full_topic_may_drop_its_oldest(self, broker: Broker, count: int) -> None:
+        """Whether a group has been handed them, or not; they are counted, and the others keep their order."""
+        key = self.bounded(6, "drop_oldest")
+        consumer = self.consumer(broker, key)
+        published = [one for _ in range(12 // count) for one in self.publish(broker, key.topic, count)]
+        taken = self.take(consumer, 6)
+        assert _ids(taken) == published[-6:]
+        consumer.ack(taken[:count])
+        published = self.publish(broker, key.topic, count)  # in place of what is settled: nothing is dropped
+        assert _ids(self.take(consumer, count)) == published
+        if "inspect" in self.features:
+            assert isinstance(broker, Inspector)
+            assert [one.dropped for one in broker.groups(key.topic)] == [6]
+
+    def test_what_waits_for_its_retry_may_be_dropped_too(self, broker: Broker) -> None:
+        """What is in hand may still be settled."""
+        key = self.bounded(2, "drop_oldest")
+        consumer = self.consumer(broker, key)
+        self.publish(broker, key.topic, 2)
+        held, failed = self.take(consumer, 2)
+        consumer.nack(failed, 0.05)
+        published = self.publish(broker, key.topic, 2)
+        self.pass_time(0.1)
+        assert _ids(self.take(consumer, 2)) == published
+        consumer.ack([held])
+        self.nothing_comes(consumer, during=0.1)
+
+    def test_a_large_batch_fits_into_a_large_topic(self, broker: Broker) -> None:
+        """More than one request of most backends, and the settled before it is more than a script likes to count."""
+        key = self.bounded(2500)
+        consumer = self.consumer(broker, key)
+        self.publish(broker, key.topic, 2500)
+        consumer.ack(self.take(consumer, 2500))
+        published = self.publish(broker, key.topic, 2400)
+        assert _ids(self.take(consumer, 2400)) == published
+
+    @pytest.mark.parametrize("count", [1, 40])
+    def test_publishing_again_stores_nothing_twice(self, broker: Broker, count: int) -> None:
+        """What is stored already, by another broker too, is passed over; what is not is added."""
+        key, full = self.key(), self.bounded(count)
+        for topic in (key.topic, full.topic):
+            batch = [self.message(topic) for _ in range(count)]
+            broker.publish(batch[: count // 2])
+            for one in (broker, self.open()):
+                one.publish(batch, again=True)
+            consumer = self.consumer(broker, SubscriptionKey(topic, "billing"))
+            taken = self.take(consumer, count)
+            assert _ids(taken) == [one.id for one in batch]
+            consumer.ack(taken)
+            broker.publish(batch, again=True)
+            self.nothing_comes(consumer, during=0.05)
+
+    @pytest.mark.parametrize("durability", [Durability(fsync=True), Durability(replicas=1), Durability(True, 1)])
+    def test_a_durability_is_confirmed_or_said_not_to_be(self, broker: Broker, durability: Durability) -> None:
+        """Whatever the server can do: stored and confirmed, stored and not confirmed, or refused."""
+        key = self.key()
+        messages = [self.message(key.topic) for _ in range(3)]
+        consumer = self.joined(broker, key)
+        stored = unconfirmed = [message.id for message in messages]
+        impatient = self.make_broker(BrokerOptions(self.clock, self._namespace, 60.0, 0.5, self.topics))
+        self._brokers.append(impatient)
+        try:
+            impatient.publish(messages, durability)
+        except NotConfirmed as error:
+            unconfirmed = list(error.message_ids)
+        except Unsupported:
+            stored = unconfirmed = []
+        assert unconfirmed == stored
+        assert _ids(self.take(consumer, len(stored))) == stored
+        self.nothing_comes(consumer, during=0.05)
 
 
 def _ids(deliveries: Any) -> list[str]:
