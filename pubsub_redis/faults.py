@@ -50,6 +50,7 @@ _BY_CODE: dict[str, type[BrokerError]] = {
 _BY_TEXT: tuple[tuple[str, type[BrokerError]], ...] = (
     ("against a key holding the wrong kind of value", StreamConflict),
     ("no permission", NotPermitted),
+    ("the user executing the script", NotPermitted),
     ("command not allowed when used memory", BrokerFull),
     ("unknown command", Unsupported),
     ("appendonly is disabled", Unsupported),
