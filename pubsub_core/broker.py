@@ -27,6 +27,12 @@ class Durability:
         """Return what satisfies both."""
         return Durability(self.fsync or other.fsync, max(self.replicas, other.replicas))
 
+    def __str__(self) -> str:
+        """As it is written in settings."""
+        parts = ["fsync"] if self.fsync else []
+        parts += [f"replicas:{self.replicas}"] if self.replicas else []
+        return "+".join(parts) or "memory"
+
 
 IN_MEMORY = Durability()
 

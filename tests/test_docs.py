@@ -245,7 +245,7 @@ def test_every_setting_is_listed_with_its_default(document):
     assert rows.keys() == {PREFIX + one.name.upper() for one in fields(Settings)}
     for one in fields(Settings):
         shown = rows[PREFIX + one.name.upper()]
-        default = f"{one.default:g}" if isinstance(one.default, float) else str(one.default)
+        default = f"{one.default:.12g}" if isinstance(one.default, float) else str(one.default)
         assert shown == ("the app's name" if one.name == "group" else f"`{default}`")
 
 

@@ -83,6 +83,7 @@ def recorded(pubsub: PubSub) -> Recorder:
 def test_durability_is_read_from_its_text(text: str, durability: Durability) -> None:
     assert parse_durability(text) == durability
     assert Settings.parse({"PUBSUB_DURABILITY": text}).durability == durability
+    assert parse_durability(str(durability)) == durability
 
 
 @pytest.mark.parametrize(
