@@ -108,6 +108,7 @@ class RedisConsumer:
         self._wake_in.setblocking(False)
         self._was_certain = False
         self._has_beaten = False
+        self._beaten_at = 0.0
         self._beat_at = 0.0
         self._look_at = 0.0
         self._patient_until = 0.0
@@ -143,6 +144,9 @@ class RedisConsumer:
             if isinstance(error, FOREIGN):
                 raise translated(error, f"reading from {self._broker.shown_url}") from error
             raise
+        if received and time.monotonic() - self._beaten_at > 4 * self._heartbeat:
+            self._is_certain = False  # we were frozen, so others may have these: the next call hands back what is ours
+            return []
         # Not earlier: what the server gave us and an error kept from the caller is handed back.
         for one in received:
             self._groups[one.subscription].held[_position(one)] = one.message.attempt
@@ -600,10 +604,12 @@ class RedisConsumer:
         key = worker_key(self._namespace, self._name)
         expiry = int(4000 * self._heartbeat)
         self._has_beaten = True
+        beaten_at = time.monotonic()
         if not self._broker.call(key, ("PEXPIRE", key, expiry), "giving a sign of life"):
             about = json.dumps({"host": socket.gethostname(), "pid": os.getpid()})
             with contextlib.suppress(BrokerFull):
                 self._broker.call(key, ("SET", key, about, "PX", expiry), "giving a sign of life")
+        self._beaten_at = beaten_at
 
     def maintain(self) -> float:
         """See the seam. Of a whole fleet one process looks for dead consumers, every other heartbeat."""

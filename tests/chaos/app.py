@@ -1,0 +1,95 @@
+"""The application under attack: its handler logs when it starts and when it ends, one line each, never torn."""
+
+import ctypes
+import json
+import os
+import re
+import signal
+import threading
+import time
+from datetime import timedelta
+
+from pubsub_core import FixedDelay, Message, PubSub, SystemClock
+
+_SHIFT = float(os.environ.get("CHAOS_CLOCK_SHIFT", "0"))
+_WORK = float(os.environ.get("CHAOS_WORK", "0.005"))
+_LOG = os.open(os.environ["CHAOS_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+
+class ShiftedClock:
+    """The clock of a machine that is wrong."""
+
+    def time(self) -> float:
+        return SystemClock().time() + timedelta(seconds=_SHIFT).total_seconds()
+
+
+pubsub = PubSub(clock=ShiftedClock())
+
+
+def note(what: str, message: Message) -> None:
+    line = json.dumps([what, message.id, message.attempt, os.getpid(), time.time()]) + "\n"
+    os.write(_LOG, line.encode())
+
+
+@pubsub.subscribe(
+    "orders", group="billing", retry=FixedDelay(0.2, 20), timeout=float(os.environ.get("CHAOS_TIMEOUT", "60"))
+)
+def handle(message: Message) -> None:
+    note("start", message)
+    misbehave(message.payload["do"])
+    time.sleep(_WORK)
+    note("end", message)
+
+
+def misbehave(how: str) -> None:
+    match how:
+        case "work":
+            return
+        case "exit":
+            os._exit(7)
+        case "segfault":
+            ctypes.string_at(0)
+        case "hog":  # as the kernel ends who takes too much
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "spin":
+            while True:
+                sum(range(100))
+        case "sleep":
+            time.sleep(3600)
+        case "regex":
+            re.match(r"(a+)+$", "a" * 40 + "b")
+        case "stubborn":
+            while True:
+                try:
+                    time.sleep(0.01)
+                except BaseException:  # what must not help it
+                    continue
+        case "long":
+            time.sleep(6)
+
+
+# A part of the library dies in one of the processes, once: see test_the_death_of_a_library_thread.
+_victim, _flag = os.environ.get("CHAOS_DEATH"), os.environ.get("CHAOS_DEATH_ONCE", "")
+if _victim and not os.path.exists(_flag):
+    os.close(os.open(_flag, os.O_CREAT))
+
+    def die() -> None:
+        note_death = json.dumps(["death", "", 0, os.getpid(), time.time()]) + "\n"
+        os.write(_LOG, note_death.encode())
+        raise SystemExit
+
+    def end_thread() -> None:
+        """Raise in the library's thread of that name."""
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            for thread in threading.enumerate():
+                if thread.name.startswith(str(_victim)) and thread.ident:
+                    time.sleep(1)
+                    os.write(_LOG, (json.dumps(["death", "", 0, os.getpid(), time.time()]) + "\n").encode())
+                    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                        ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit)
+                    )
+                    return
+            time.sleep(0.05)
+
+    threading.Thread(target=end_thread, daemon=True).start()

@@ -1,0 +1,326 @@
+"""The field of the attack: a server, workers, producers, and the checker of what came of it."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+
+from pubsub_core import PublishUncertain, PubSub, PubSubError
+from tests.servers import RealServer
+
+HERE = Path(__file__).parent
+HEARTBEAT = 0.4
+RECOVERY = 7.5 * HEARTBEAT
+"""Within this the deliveries of a dead process run elsewhere: 15 s with the default heartbeat of 2 s."""
+
+
+@dataclass
+class Run:
+    """One run of the handler."""
+
+    message_id: str
+    attempt: int
+    pid: int
+    started: float
+    ended: float | None = None
+
+
+@dataclass
+class Verdict:
+    """What the log says, held against what was acknowledged."""
+
+    published: int
+    lost: list[str]
+    repeated: dict[str, list[Run]]
+    unknown: list[str]
+    """Handled, though no publish said so: only those may be that ended in PublishUncertain."""
+
+
+class Field:
+    """One attack. Everything that it starts it stops."""
+
+    def __init__(self, server: RealServer, directory: Path) -> None:
+        self.server = server
+        self.namespace = f"chaos-{uuid.uuid4().hex[:8]}"
+        self.stream = f"{self.namespace}:{{orders}}"
+        self.client = Redis.from_url(server.url, protocol=2, socket_timeout=5, retry=Retry(NoBackoff(), 0))
+        self._log = directory / "runs.log"
+        self._log.touch()
+        self._output = directory / "workers.log"
+        self._directory = directory
+        self._workers: list[subprocess.Popen[bytes]] = []
+        self._stopping = threading.Event()
+        self._producers: list[threading.Thread] = []
+        self._opened: list[PubSub] = []
+        self._lock = threading.Lock()
+        self.acknowledged: dict[str, float] = {}
+        self.uncertain: set[str] = set()
+        self.refused = 0
+
+    # What acts
+
+    def pubsub(self, url: str | None = None, **settings: object) -> PubSub:
+        """Return a PubSub of this field; closed at the end."""
+        pubsub = PubSub(
+            url or self.server.url, namespace=self.namespace, group="billing", heartbeat=HEARTBEAT, **settings
+        )
+        self._opened.append(pubsub)
+        return pubsub
+
+    def worker(self, url: str | None = None, *, processes: int = 2, threads: int = 4, **more: str) -> int:
+        """Start `pubsub worker`; return the pid of its supervisor when all its processes have joined."""
+        clean = {key: value for key, value in os.environ.items() if not key.startswith(("PUBSUB_", "FLASK_"))}
+        settings = {
+            "PUBSUB_URL": url or self.server.url,
+            "PUBSUB_NAMESPACE": self.namespace,
+            "PUBSUB_HEARTBEAT": str(HEARTBEAT),
+            "PUBSUB_SHUTDOWN_TIMEOUT": "10",
+            "CHAOS_LOG": str(self._log),
+            "PYTHONPATH": str(HERE.parent.parent),
+        }
+        command = [Path(sys.executable).parent / "pubsub", "worker", "tests.chaos.app:pubsub", "-l", "WARNING"]
+        before = len(self.consumers())
+        with self._output.open("ab") as output:
+            process = subprocess.Popen(
+                [*command, "-p", str(processes), "-t", str(threads)],
+                env={**clean, **settings, **more},
+                cwd=HERE.parent.parent,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        self._workers.append(process)
+        self.until(lambda: len(self.consumers()) >= before + processes, 20, "the worker has joined")
+        return process.pid
+
+    def produce(self, url: str | None = None, *, pause: float = 0.005, publish_timeout: float = 5.0) -> None:
+        """Publish one after the other until `stop_producing`, noting what was acknowledged."""
+        pubsub = self.pubsub(url, publish_timeout=publish_timeout)
+
+        def run() -> None:
+            while not self._stopping.wait(pause):
+                self.publish_one(pubsub)
+
+        thread = threading.Thread(target=run, name="producer", daemon=True)
+        self._producers.append(thread)
+        thread.start()
+
+    def publish_one(self, pubsub: PubSub, do: str = "work") -> str | None:
+        """Publish one, and note what came of it."""
+        try:
+            message_id = pubsub.publish("orders", {"do": do})
+        except PublishUncertain as error:
+            with self._lock:
+                self.uncertain.update(error.message_ids)
+        except PubSubError:
+            with self._lock:
+                self.refused += 1
+        else:
+            with self._lock:
+                self.acknowledged[message_id] = time.time()
+            return message_id
+        return None
+
+    def publish(self, count: int, do: str = "work") -> list[str]:
+        """Publish so many, all of which must be acknowledged."""
+        pubsub = self.pubsub()
+        ids = [self.publish_one(pubsub, do) for _ in range(count)]
+        assert all(ids)
+        return [one for one in ids if one]
+
+    def stop_producing(self) -> None:
+        """End the producers."""
+        self._stopping.set()
+        for thread in self._producers:
+            thread.join(30)
+            assert not thread.is_alive(), "a producer hangs"
+        self._producers.clear()
+        self._stopping.clear()
+
+    # What is seen from outside
+
+    def consumers(self) -> list[str]:
+        """The names in the group, but for the one under which parked entries are kept."""
+        try:
+            rows = self.client.xinfo_consumers(self.stream, "billing")
+        except RedisError:
+            return []
+        return [row["name"].decode() for row in rows if row["name"] != b"~parked"]
+
+    def names_of(self, pid: int) -> list[str]:
+        """The names in the group of one process: one, or none."""
+        return [name for name in self.consumers() if f"-{pid}-" in name]
+
+    def children(self, supervisor: int) -> list[int]:
+        """The worker processes of a supervisor."""
+        found = subprocess.run(["pgrep", "-P", str(supervisor)], capture_output=True, text=True, check=False)
+        return [int(pid) for pid in found.stdout.split()]
+
+    def in_hand(self, *pids: int) -> int:
+        """How many deliveries the server says the processes have. They should not move meanwhile: stop them first."""
+        rows = self.client.xinfo_consumers(self.stream, "billing")
+        return sum(row["pending"] for row in rows if any(f"-{pid}-" in row["name"].decode() for pid in pids))
+
+    def runs(self) -> list[Run]:
+        """All runs so far, in the order of their beginning."""
+        runs: list[Run] = []
+        open_runs: dict[tuple[str, int, int], Run] = {}
+        for line in self._log.read_bytes().splitlines():
+            what, message_id, attempt, pid, moment = json.loads(line)
+            if what == "start":
+                run = Run(message_id, attempt, pid, moment)
+                open_runs[message_id, attempt, pid] = run
+                runs.append(run)
+            elif what == "end":
+                open_runs[message_id, attempt, pid].ended = moment
+        return runs
+
+    def noted(self, what: str) -> list[tuple[int, float]]:
+        """The process and the time of each note of this kind."""
+        lines = map(json.loads, self._log.read_bytes().splitlines())
+        return [(line[3], line[4]) for line in lines if line[0] == what]
+
+    def output(self) -> str:
+        """What the workers wrote."""
+        return self._output.read_text(errors="replace")
+
+    def until(self, claim: Callable[[], bool], within: float, what: str) -> float:
+        """Wait until `claim` holds; return the seconds that it took."""
+        began = time.monotonic()
+        while not claim():
+            assert time.monotonic() - began < within, f"not within {within} s: {what}\n{self.output()[-3000:]}"
+            time.sleep(0.02)
+        return time.monotonic() - began
+
+    def settle(self, within: float = 30.0, *, but: frozenset[str] = frozenset()) -> Verdict:
+        """Wait until all that was acknowledged has run to its end, and nothing is pending; then judge.
+
+        `but` are messages that cannot: they are no part of the verdict.
+        """
+        self.stop_producing()
+        wanted = set(self.acknowledged) - but
+        deadline = time.monotonic() + within
+        while time.monotonic() < deadline:
+            if wanted <= {run.message_id for run in self.runs() if run.ended} and self.pending() == 0:
+                break
+            time.sleep(0.05)
+        return self.judge(but)
+
+    def pending(self) -> int:
+        """How many deliveries of the group are not settled."""
+        try:
+            return int(self.client.xpending(self.stream, "billing")["pending"])
+        except RedisError:
+            return -1
+
+    def judge(self, but: frozenset[str] = frozenset()) -> Verdict:
+        """Hold the log against what was acknowledged."""
+        ended: dict[str, list[Run]] = defaultdict(list)
+        for run in self.runs():
+            if run.ended is not None and run.message_id not in but:
+                ended[run.message_id].append(run)
+        return Verdict(
+            len(self.acknowledged),
+            sorted(set(self.acknowledged) - but - set(ended)),
+            {message_id: runs for message_id, runs in ended.items() if len(runs) > 1},
+            sorted(set(ended) - set(self.acknowledged) - self.uncertain),
+        )
+
+    def recovery(self, dead: set[int], since: float) -> float:
+        """Return the seconds until the last run that died with these processes was begun again elsewhere."""
+        runs = self.runs()
+        cut = {run.message_id for run in runs if run.pid in dead and run.ended is None}
+        again: dict[str, float] = {}
+        for run in runs:
+            if run.message_id in cut and run.pid not in dead and run.started > since:
+                again.setdefault(run.message_id, run.started)
+        assert set(again) == cut, f"{len(cut - set(again))} of {len(cut)} were never begun again"
+        return max(again.values(), default=since) - since
+
+    def end_workers(self, within: float = 20.0) -> list[int]:
+        """SIGTERM to every worker; return their exit codes, and see that nothing is left of them."""
+        alive = [pid for process in self._workers for pid in self.group_of(process.pid)]
+        self.until(lambda: self._names_of_others(alive) == [], 5 * RECOVERY, "those that are dead are cleared away")
+        for process in self._workers:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        codes = [process.wait(within) for process in self._workers]
+        left = [pid for process in self._workers for pid in self.group_of(process.pid)]
+        assert not left, f"processes left over: {left}"
+        self.until(lambda: not self.consumers(), 5 * RECOVERY, f"no consumer is left over, of {self.consumers()}")
+        assert self.pending() == 0
+        assert not self.client.keys(f"{self.namespace}:worker:*")
+        self._workers.clear()
+        return codes
+
+    def end_workers_after_kill(self, killed: list[int]) -> None:
+        """Forget the supervisors that were killed, and end the others."""
+        for process in [one for one in self._workers if one.pid in killed]:
+            process.wait(10)
+            assert not self.group_of(process.pid), "a process is left over"
+            self._workers.remove(process)
+        assert set(self.end_workers()) <= {0}
+
+    def _names_of_others(self, pids: list[int]) -> list[str]:
+        return [name for name in self.consumers() if int(name.split("-")[-2]) not in pids]
+
+    def group_of(self, session: int) -> list[int]:
+        """The processes of a session that are alive."""
+        found = subprocess.run(["pgrep", "-s", str(session)], capture_output=True, text=True, check=False)
+        return [pid for pid in map(int, found.stdout.split()) if is_alive(pid)]
+
+    def close(self) -> None:
+        """Stop all that runs, whatever happened."""
+        self._stopping.set()
+        for process in self._workers:
+            for pid in self.group_of(process.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            process.wait()
+        for thread in self._producers:
+            thread.join(30)
+        for pubsub in self._opened:
+            pubsub.close()
+        self.client.close()
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs, or could."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+@dataclass
+class Record:
+    """What was measured, for docs/reliability.md."""
+
+    path: Path | None = field(default_factory=lambda: Path(name) if (name := os.environ.get("CHAOS_RECORD")) else None)
+
+    def __call__(self, fault: str, **measured: object) -> None:
+        """Note one row."""
+        if self.path is not None:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"fault": fault, **measured}) + "\n")
+
+
+def rounds() -> Iterator[int]:
+    """How often a fault is repeated within one attack: thrice, or what CHAOS_ROUNDS says."""
+    yield from range(int(os.environ.get("CHAOS_ROUNDS", "3")))
