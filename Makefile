@@ -6,11 +6,12 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help setup redis-server test check format demo bench clean
+.PHONY: help setup redis-server test chaos check format demo bench clean
 
 help:
 	@echo 'make demo    a Flask shop, a worker and a real Valkey: 1,000 orders, every one accounted for'
 	@echo 'make test    all tests'
+	@echo 'make chaos   the attack of the tests, in its long form: each on Redis and Valkey, again and again'
 	@echo 'make check   ruff, mypy --strict, import contracts'
 	@echo 'make bench   speed, side by side with plain redis-py'
 	@echo 'make setup   only what these need; they do it themselves'
@@ -37,6 +38,12 @@ redis-server:
 
 test: $(READY) redis-server
 	@$(BIN)/python -m pytest -n 2
+
+# ROUNDS=10 makes each fault ten times within one attack, and the whole ten times over.
+ROUNDS ?= 3
+chaos: $(READY) redis-server
+	@for round in $$(seq $(ROUNDS)); do \
+	  CHAOS_LONG=1 CHAOS_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest -n 2 --timeout 600 tests/chaos || exit 1; done
 
 check: $(READY)
 	$(BIN)/ruff check

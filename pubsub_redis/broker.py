@@ -104,13 +104,19 @@ class RedisBroker:
 
     def call(self, stream: str, command: Command, what: str) -> Any:
         """Run a command on the node that keeps `stream`. Raises our errors."""
+        return self._call_all(stream, [command], what)[0]
+
+    def _call_all(self, stream: str, commands: Sequence[Command], what: str) -> list[Any]:
+        """Run commands, all in one go. Raises the first error."""
         what = f"{what} at {self.shown_url}"
         try:
             with broker_errors(what):
                 node = self.servers.node_of(stream)
             with self.borrowed(node) as link:
                 try:
-                    return link.call(*command, what=what)
+                    with broker_errors(what):
+                        replies = link.ask(commands)
+                    return [checked(reply, what) for reply in replies]
                 except BrokerUnavailable:
                     link.close()  # it may lead to a server that is not the master any more
                     raise
@@ -167,10 +173,11 @@ class RedisBroker:
         moved = 0
         for start in range(0, len(positions), _LETTERS):
             arguments: list[str | bytes] = []
-            for position in positions[start : start + _LETTERS]:
-                for entry_id, values in self.call(keys.stream, ("XRANGE", dead, position, position), "reading letters"):
+            reads: list[Command] = [("XRANGE", dead, one, one) for one in positions[start : start + _LETTERS]]
+            for found in self._call_all(keys.stream, reads, "reading dead letters"):
+                for entry_id, values in found:
                     letter = read_letter(key, entry_id, values)
-                    arguments += [position, *entry_fields(letter.message, only=key.group)]
+                    arguments += [letter.position, *entry_fields(letter.message, only=key.group)]
             if arguments:
                 moved += self.call(keys.stream, script_call("replay", (keys.stream, dead), *arguments), "replaying")
         return moved

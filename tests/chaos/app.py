@@ -36,6 +36,8 @@ def note(what: str, message: Message) -> None:
 )
 def handle(message: Message) -> None:
     note("start", message)
+    if message.payload["do"] == "fail once" and message.attempt == 1:
+        raise ValueError
     misbehave(message.payload["do"])
     time.sleep(_WORK)
     note("end", message)
@@ -43,7 +45,7 @@ def handle(message: Message) -> None:
 
 def misbehave(how: str) -> None:
     match how:
-        case "work":
+        case "work" | "fail once":
             return
         case "exit":
             os._exit(7)
@@ -72,11 +74,6 @@ def misbehave(how: str) -> None:
 _victim, _flag = os.environ.get("CHAOS_DEATH"), os.environ.get("CHAOS_DEATH_ONCE", "")
 if _victim and not os.path.exists(_flag):
     os.close(os.open(_flag, os.O_CREAT))
-
-    def die() -> None:
-        note_death = json.dumps(["death", "", 0, os.getpid(), time.time()]) + "\n"
-        os.write(_LOG, note_death.encode())
-        raise SystemExit
 
     def end_thread() -> None:
         """Raise in the library's thread of that name."""

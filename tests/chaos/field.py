@@ -152,6 +152,10 @@ class Field:
         self._producers.clear()
         self._stopping.clear()
 
+    def child_log(self, number: int) -> str:
+        """A file of its own for a child that publishes."""
+        return str(self._directory / f"child-{number}")
+
     # What is seen from outside
 
     def consumers(self) -> list[str]:

@@ -1,0 +1,287 @@
+"""The server, and the way to it: killed, cut, stalled, flushed, full."""
+
+import contextlib
+import os
+import resource
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from redis.exceptions import RedisError
+
+from pubsub_core import BrokerError, BrokerFull, DeadLetterReason, Membership, PubSub, SubscriptionKey
+from tests.chaos import IS_LONG, on, on_each
+from tests.chaos.field import HEARTBEAT, Field, Record, Verdict, rounds
+from tests.chaos.gate import Gate
+from tests.servers import RealServer
+
+CLEAN: tuple[list[str], dict[str, object], list[str]] = ([], {}, [])
+
+
+def told(verdict: Verdict) -> tuple[list[str], dict[str, object], list[str]]:
+    return verdict.lost, dict(verdict.repeated), verdict.unknown
+
+
+def first_run_after(field: Field, moment: float) -> float:
+    """Return the seconds until the first run that began after a moment."""
+    return min(run.started for run in field.runs() if run.started > moment) - moment
+
+
+@on("redis")
+def test_a_killed_server_that_comes_back(field: Field, server: RealServer, record: Record) -> None:
+    """With its data: every word it gave is kept."""
+    field.worker()
+    field.worker()
+    for _ in range(2):
+        field.produce()
+    slowest = 0.0
+    for _ in rounds():
+        time.sleep(1)
+        server.kill()
+        time.sleep(0.5)
+        server.start()
+        back = time.time()
+        field.until(lambda: any(run.started > back for run in field.runs()), 10, "work goes on")  # noqa: B023
+        slowest = max(slowest, first_run_after(field, back))
+    verdict = field.settle()
+    assert told(verdict) == CLEAN
+    field.end_workers()
+    # Each process may say so for itself, once per outage.
+    assert field.output().count("the broker is away") <= 4 * (len(list(rounds())) + 1)
+    record("the server is killed and restarted under load", lost=0, repeated=0, published=verdict.published,
+           recovery=slowest)  # fmt: skip
+
+
+@on_each("how", "cut", "reset", "delay", "half-open", "swallow")
+def test_a_network_that_fails(field: Field, gate: Gate, record: Record, how: str) -> None:
+    """Workers and producers come back, and nothing comes twice: the processes could still reach the server in time."""
+    field.worker(gate.url)
+    field.worker(gate.url)
+    for _ in range(2):
+        field.produce(gate.url, publish_timeout=10.0)
+    for _ in rounds():
+        time.sleep(0.7)
+        match how:
+            case "cut" | "reset":
+                gate.cut(reset=how == "reset")
+            case "delay":
+                gate.delay = 0.05
+                time.sleep(0.5)
+                gate.delay = 0.0
+            case "half-open":
+                gate.is_deaf = gate.is_mute = True
+                time.sleep(2 * HEARTBEAT)
+                gate.cut(reset=True)  # as when the other side has forgotten the connection
+                gate.is_deaf = gate.is_mute = False
+            case _:
+                gate.is_mute = True
+                time.sleep(HEARTBEAT)
+                gate.cut()
+                gate.is_mute = False
+    verdict = field.settle()
+    assert told(verdict) == CLEAN
+    field.end_workers()
+    record(f"the network fails ({how})", lost=0, repeated=0, published=verdict.published)
+
+
+@on("valkey")
+def test_a_stalled_server(field: Field, server: RealServer, record: Record) -> None:
+    """It answers nobody for longer than its clients have patience, and then carries out what was on the way."""
+    field.worker()
+    field.worker()
+    field.produce(publish_timeout=1.0)
+    time.sleep(1)
+    server.pause()
+    time.sleep(3)
+    server.resume()
+    verdict = field.settle()
+    assert told(verdict) == CLEAN
+    field.end_workers()
+    record("the server stalls for 3 s", lost=0, repeated=0, published=verdict.published)
+
+
+@on("redis")
+def test_a_flushed_server(field: Field, record: Record) -> None:
+    """What it had is gone, by definition; what it acknowledges afterwards is handled, once."""
+    field.worker()
+    field.worker()
+    field.produce()
+    for _ in rounds():
+        time.sleep(1)
+        field.client.flushall()
+        flushed = time.time()
+    field.until(lambda: any(run.started > flushed for run in field.runs()), 10, "work goes on")
+    took = first_run_after(field, flushed)
+    time.sleep(1)
+    gone = frozenset(one for one, moment in field.acknowledged.items() if moment <= flushed + 0.05)
+    verdict = field.settle(but=gone)
+    assert told(verdict) == CLEAN
+    field.end_workers()
+    record("FLUSHALL under running workers", lost=0, repeated=0, published=verdict.published, recovery=took)
+
+
+@on_each("what", "group", "connections", "scripts")
+def test_an_operators_command(field: Field, record: Record, what: str) -> None:
+    """XGROUP DESTROY, CLIENT KILL, SCRIPT FLUSH: nothing is lost, and nothing comes twice."""
+    field.worker()
+    field.worker()
+    for _ in range(2):
+        field.produce()
+    for _ in rounds():
+        time.sleep(1)
+        match what:
+            case "group":
+                field.client.xgroup_destroy(field.stream, "billing")
+            case "connections":
+                field.client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            case _:
+                field.client.script_flush()
+    verdict = field.settle()
+    assert told(verdict) == CLEAN
+    field.end_workers()
+    command = {"group": "XGROUP DESTROY", "connections": "CLIENT KILL", "scripts": "SCRIPT FLUSH"}[what]
+    record(f"{command} under load", lost=0, repeated=0, published=verdict.published)
+
+
+@on("redis")
+def test_a_server_without_memory(field: Field, record: Record) -> None:
+    """Publishing is refused for certain, workers go on, and all is well when there is memory again."""
+    field.worker()
+    field.produce()
+    time.sleep(0.7)
+    field.client.config_set("maxmemory", 1)
+    with pytest.raises(BrokerFull):
+        field.pubsub().publish("orders", {"do": "work"})
+    field.until(lambda: field.refused > 3, 10, "producers are refused")
+    time.sleep(1)
+    field.client.config_set("maxmemory", 0)
+    time.sleep(1)
+    verdict = field.settle()
+    assert told(verdict) == CLEAN
+    assert not field.uncertain
+    field.end_workers()
+    record("maxmemory reached and released", lost=0, repeated=0, published=verdict.published, refused=field.refused)
+
+
+@pytest.fixture
+def small_files(server: RealServer) -> RealServer:
+    """The server, whose disk is full from here on: no file of its may grow."""
+    size = max(one.stat().st_size for one in Path(f"/proc/{server.pid}/cwd").resolve().rglob("*.aof"))
+    resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (size + 100_000, resource.RLIM_INFINITY))
+    return server
+
+
+@on("valkey")
+def test_a_full_disk(field: Field, small_files: RealServer, record: Record) -> None:
+    """A server that must write all it says ends itself; what it said is there when it comes back with room."""
+    field.worker()
+    field.produce(publish_timeout=1.0)
+    ended = time.monotonic() + 20
+    while time.monotonic() < ended:
+        with contextlib.suppress(RedisError, OSError):
+            field.client.ping()
+            time.sleep(0.05)
+            continue
+        break
+    assert time.monotonic() < ended, "the disk never was full"
+    small_files.kill()
+    small_files.start()
+    time.sleep(1)
+    verdict = field.settle()
+    assert told(verdict) == CLEAN
+    field.end_workers()
+    record("the disk is full (appendfsync always)", lost=0, repeated=0, published=verdict.published)
+
+
+@on("redis")
+def test_forks_with_open_connections(field: Field, record: Record) -> None:
+    """Eight children of a process that has published publish too: no reply goes astray."""
+    pubsub = field.pubsub()
+    field.publish_one(pubsub)
+    pids = []
+    for number in range(8):
+        pid = os.fork()
+        if not pid:
+            status = 1
+            with contextlib.suppress(BaseException):
+                status = publish_in_child(pubsub, Path(field.child_log(number)))
+            os._exit(status)
+        pids.append(pid)
+    for _ in range(200):
+        field.publish_one(pubsub)
+    assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids] == [0] * 8
+    for number in range(8):
+        field.acknowledged.update(dict.fromkeys(Path(field.child_log(number)).read_text().split(), 0.0))
+    assert len(field.acknowledged) == 1 + 9 * 200
+    assert field.client.xlen(field.stream) == 1 + 9 * 200
+    field.worker()
+    verdict = field.settle()
+    assert told(verdict) == CLEAN
+    field.end_workers()
+    record("8 forks publish on after a connection was open", lost=0, repeated=0, published=verdict.published)
+
+
+def publish_in_child(pubsub: PubSub, log: Path) -> int:
+    ids = [pubsub.publish("orders", {"do": "work"}) for _ in range(200)]
+    log.write_text("\n".join(ids))
+    return 0
+
+
+@on("valkey")
+def test_thousands_of_dead_letters_replayed(field: Field, record: Record) -> None:
+    """While workers run, and the replaying process is cut off in between."""
+    count = 10_000 if IS_LONG else 2_000
+    pubsub = field.pubsub()
+    with pubsub.batch() as batch:
+        for _ in range(count):
+            batch.publish("orders", {"do": "work"})
+    field.acknowledged = dict.fromkeys(batch.ids, time.time())
+    bury(pubsub, count)
+    letters = pubsub.dead_letters("orders", group="billing")
+    field.worker(CHAOS_WORK="0")
+    began = time.monotonic()
+    while letters.newest(1):
+        killer = threading.Timer(
+            0.3, field.client.execute_command, ["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]
+        )
+        killer.start()
+        with contextlib.suppress(BrokerError):
+            letters.replay()
+        killer.cancel()
+        killer.join()
+    took = time.monotonic() - began
+    verdict = field.settle(60)
+    assert (verdict.lost, verdict.repeated) == ([], {})
+    assert not letters.newest(1)
+    field.end_workers()
+    record(f"{count} dead letters replayed while connections are killed", lost=0, repeated=0, seconds=took)
+
+
+def bury(pubsub: PubSub, left: int) -> None:
+    """Make a dead letter of all that there is."""
+    key = SubscriptionKey("orders", "billing")
+    consumer = pubsub.runtime.broker.consumer([Membership(key)], "undertaker")
+    while left:
+        consumer.maintain()
+        deliveries = consumer.receive({key: 200}, 0.0)
+        left -= len(deliveries)
+        for delivery in deliveries:
+            consumer.dead_letter(delivery, DeadLetterReason("rejected"))
+    consumer.close()
+
+
+@on_each("shift", "3600", "-3600")
+def test_clocks_that_are_an_hour_wrong(field: Field, record: Record, shift: str) -> None:
+    """Of a worker's machine, or a publisher's: time is that of the server."""
+    field.worker(CHAOS_CLOCK_SHIFT=shift)
+    field.worker()
+    field.produce()
+    (retried,) = field.publish(1, "fail once")
+    time.sleep(2)
+    verdict = field.settle()
+    assert told(verdict) == CLEAN
+    first, second = (run for run in field.runs() if run.message_id == retried)
+    assert 0.2 <= second.started - first.started <= 0.2 + 0.5
+    field.end_workers()
+    record(f"a machine's clock is off by {shift} s", lost=0, repeated=0, published=verdict.published)
