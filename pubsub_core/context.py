@@ -5,7 +5,7 @@ from typing import Any
 
 from pubsub_core.message import Message
 
-CURRENT_MESSAGE: ContextVar[Message[Any]] = ContextVar("pubsub_current_message")
+CURRENT_MESSAGE: ContextVar[Message[Any] | None] = ContextVar("pubsub_current_message", default=None)
 
 
 def current_message() -> Message[Any]:
@@ -14,9 +14,7 @@ def current_message() -> Message[Any]:
     Raises LookupError outside of a handler. Works in `async def` handlers too; a thread that the handler starts itself
     does not see it unless it copies the context (`contextvars.copy_context`).
     """
-    try:
-        return CURRENT_MESSAGE.get()
-    except LookupError:
-        raise LookupError(
-            "current_message() was called outside of a handler: there is no message at work here"
-        ) from None
+    message = CURRENT_MESSAGE.get()
+    if message is None:
+        raise LookupError("current_message() was called outside of a handler: there is no message at work here")
+    return message

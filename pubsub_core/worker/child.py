@@ -22,6 +22,7 @@ from pubsub_core.worker.process import Worker
 log = logging.getLogger("pubsub")
 
 OK, CRASHED, USAGE = 0, 1, 2
+REPLACED = 75  # "try again": a handler would not stop, so this process made way for another
 
 _CHECK_SECONDS = 1.0  # between two looks whether all threads are alive
 
@@ -67,6 +68,13 @@ def run_child(load: LoadTarget, options: WorkerOptions, pipe: socket.socket) -> 
         if not worker.is_alive and not worker.is_stopping:
             log.critical("a thread of the worker died: leaving, so that the process is replaced")
             return CRASHED
+        if worker.abandoned:
+            log.error(
+                "a handler will not stop: this process finishes what else it has, and another one takes its place"
+            )
+            _send(pipe, is_leaving=True)
+            _drain(worker, pubsub)
+            return REPLACED
     return _drain(worker, pubsub)
 
 

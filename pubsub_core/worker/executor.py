@@ -2,6 +2,7 @@
 
 import logging
 import math
+import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from time import monotonic
@@ -9,18 +10,29 @@ from typing import Any, assert_never
 
 from pubsub_core.broker import Consumer
 from pubsub_core.context import CURRENT_MESSAGE
-from pubsub_core.errors import BrokerError, CodecError, LeaseLost, Reject, Retry, Undecodable, WorkerError
+from pubsub_core.errors import (
+    BrokerError,
+    CodecError,
+    HandlerTimeout,
+    LeaseLost,
+    Reject,
+    Retry,
+    Undecodable,
+    WorkerError,
+)
 from pubsub_core.message import DeadLetterKind, DeadLetterReason, Delivery, Message, SubscriptionKey
 from pubsub_core.middleware import HandleMiddleware, HandleNext, chain
 from pubsub_core.outcome import Acked, DeadLettered, Outcome, Released, Retried
 from pubsub_core.subscription import Subscription, Takes
 from pubsub_core.worker.event_loop import EventLoop
 from pubsub_core.worker.settler import Settler
+from pubsub_core.worker.timeouts import Run, Timeouts
 
 log = logging.getLogger("pubsub")
 
 _DETAIL_LENGTH = 1_000
 _TRACEBACK_LENGTH = 8_000
+_FRAMES = 50
 _POLICY_BROKEN_DELAY = 60.0  # seconds; a policy that raises must not decide that a message dies
 
 
@@ -33,8 +45,13 @@ class Executor:
         middleware: Sequence[HandleMiddleware],
         consumer: Consumer,
         settler: Settler,
+        *,
         loop: EventLoop | None,
+        timeouts: Timeouts,
+        max_crashes: int,
     ) -> None:
+        self._timeouts = timeouts
+        self._max_crashes = max_crashes
         self._consumer = consumer
         self._settler = settler
         self._subscriptions: Mapping[SubscriptionKey, Subscription] = {one.key: one for one in subscriptions}
@@ -42,33 +59,91 @@ class Executor:
             one.key: chain(middleware, _caller(one, loop)) for one in subscriptions
         }
 
-    def execute(self, delivery: Delivery[bytes]) -> None:
-        """Handle one delivery, and settle it. Never raises for what a handler or the broker does."""
-        subscription = self._subscriptions[delivery.subscription]
+    def execute(self, delivery: Delivery[bytes]) -> bool:
+        """Handle one delivery, and settle it. Never raises for what a handler or the broker does.
+
+        Returns False if the delivery was given up meanwhile, and the calling thread with it: it has been replaced.
+        """
+        subscription = self._subscriptions.get(delivery.subscription)
+        if subscription is None or delivery.crashes >= self._max_crashes:
+            self._settle([delivery], self._refused(delivery, subscription))
+            return True
         started = monotonic()
-        outcome = self._run(delivery, subscription)
+        timeout = subscription.timeout
+        assert timeout is not None  # noqa: S101  # those of a worker are resolved
+        run = Run(delivery, subscription, started + timeout)
+        before = CURRENT_MESSAGE.get()
+        outcome = self._run(run)
+        CURRENT_MESSAGE.set(before)
+        if run.is_given_up:
+            log.warning("a handler that was given up has ended after all: %s", _of(delivery), extra=_fields(delivery))
+            return False
         if log.isEnabledFor(logging.INFO):
             _log_settled(delivery.message, subscription, outcome, monotonic() - started)
         self._settle([delivery], outcome)
+        return True
 
-    def _run(self, delivery: Delivery[bytes], subscription: Subscription) -> Outcome:
-        raw = delivery.message
+    def _refused(self, delivery: Delivery[bytes], subscription: Subscription | None) -> Outcome:
+        """Return the outcome of a delivery that is not even started."""
+        if subscription is None:
+            reason = DeadLetterReason(
+                "unknown handler", detail=f"this worker does not subscribe {delivery.subscription}"
+            )
+        else:
+            detail = f"{delivery.crashes} processes died while they had it in hand"
+            reason = DeadLetterReason("crashed", detail=detail)
+        log.error("dead-lettered (%s: %s): %s", reason.kind, reason.detail, _of(delivery), extra=_fields(delivery))
+        return DeadLettered(reason)
+
+    def _run(self, run: Run) -> Outcome:
+        """Handle the delivery, for as long as its timeout allows.
+
+        A HandlerTimeout may arrive at any point between `begin` and `end`, also when the handler is done already.
+        """
+        outcome: Outcome | None = None
+        error: BaseException | None = None
         try:
-            decoded = _with_payload(raw, subscription.handler.codec.decode(raw.payload))
+            try:
+                self._timeouts.begin(run)
+                outcome = self._attempt(run)
+            except BaseException as raised:  # noqa: BLE001  # sys.exit() in a handler is a failed handler, too
+                error = raised
+            self._timeouts.end(run)
+        except HandlerTimeout as late:
+            self._timeouts.end(run)
+            if outcome is None and error is None:
+                error = late
+        else:
+            if run.is_interrupted:
+                outcome, error = None, _timed_out(run, error)  # it was thrown into the handler, whatever came of it
+        if outcome is not None or run.is_given_up:
+            return outcome or Released()
+        assert error is not None  # noqa: S101  # there is no third way to get here
+        return _failed(run.delivery.message, run.subscription, error)
+
+    def _attempt(self, run: Run) -> Outcome:
+        """Decode, and call the handler through its middleware. Raises what they raise."""
+        delivery, raw = run.delivery, run.delivery.message
+        try:
+            decoded = _with_payload(raw, run.subscription.handler.codec.decode(raw.payload))
         except CodecError as error:
             return DeadLettered(_reason("undecodable" if isinstance(error, Undecodable) else "invalid payload", error))
-        token = CURRENT_MESSAGE.set(decoded)
+        CURRENT_MESSAGE.set(decoded)
         try:
-            self._calls[delivery.subscription](Delivery(decoded, delivery.subscription))
+            self._calls[delivery.subscription](Delivery(decoded, delivery.subscription, delivery.crashes))
         except Retry as request:
             return Retried(request.delay)
         except Reject as request:
             return DeadLettered(_reason("rejected", request))
-        except BaseException as error:  # noqa: BLE001  # sys.exit() in a handler is a failed handler, too
-            return _failed(raw, subscription, error)
-        finally:
-            CURRENT_MESSAGE.reset(token)
         return Acked()
+
+    def give_up(self, run: Run) -> None:
+        """Settle a run that will not stop, as one that failed with HandlerTimeout. Returns at once."""
+        frame = sys._current_frames().get(run.thread)  # noqa: SLF001  # the public way to see where it stands
+        error = _timed_out(run, None)
+        error.add_note("It would not be interrupted. It stands here:\n" + "".join(traceback.format_stack(frame)[-20:]))
+        outcome = _failed(run.delivery.message, run.subscription, error)
+        self._settler.do(lambda: self._settle([run.delivery], outcome))
 
     def _settle(self, deliveries: Sequence[Delivery[bytes]], outcome: Outcome) -> None:
         """Carry out what was decided, of one delivery or, if they are released, of several. The only place that does.
@@ -101,6 +176,18 @@ class Executor:
         """Give deliveries whose handlers are cut short to others, at once; their attempts count."""
         for delivery in deliveries:
             self._settle([delivery], Retried(0.0))
+
+
+def _timed_out(run: Run, error: BaseException | None) -> HandlerTimeout:
+    """Return the error of a run that was interrupted: the one that was thrown, if the handler let it through."""
+    timeout = error if isinstance(error, HandlerTimeout) else HandlerTimeout().with_traceback(None)
+    if timeout is not error:
+        timeout.__cause__ = error
+    if not timeout.args:
+        timeout.args = (
+            f"{run.subscription.handler.name} ran longer than its timeout of {run.subscription.timeout:g} s",
+        )
+    return timeout
 
 
 def _caller(subscription: Subscription, loop: EventLoop | None) -> HandleNext:
@@ -165,7 +252,7 @@ def _failed(message: Message[bytes], subscription: Subscription, error: BaseExce
 
 
 def _reason(kind: DeadLetterKind, error: BaseException) -> DeadLetterReason:
-    trace = "".join(traceback.format_exception(error))[-_TRACEBACK_LENGTH:]
+    trace = "".join(traceback.format_exception(error, limit=-_FRAMES))[-_TRACEBACK_LENGTH:]
     return DeadLetterReason(kind, type(error).__name__, _text(error)[:_DETAIL_LENGTH], _writable(trace))
 
 
@@ -206,7 +293,12 @@ def _log_settled(message: Message[bytes], subscription: Subscription, outcome: O
     )
 
 
-def _fields(message: Message[bytes]) -> dict[str, Any]:
+def _of(delivery: Delivery[bytes]) -> str:
+    return f"{delivery.message.topic} {delivery.message.id} (attempt {delivery.message.attempt})"
+
+
+def _fields(about: Message[bytes] | Delivery[bytes]) -> dict[str, Any]:
+    message = about.message if isinstance(about, Delivery) else about
     return {
         "topic": message.topic,
         "message_id": message.id,

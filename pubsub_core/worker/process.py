@@ -19,6 +19,7 @@ from pubsub_core.worker.executor import Executor
 from pubsub_core.worker.handover import Credit, Handover
 from pubsub_core.worker.outage import Outage
 from pubsub_core.worker.settler import Settler
+from pubsub_core.worker.timeouts import Run, Timeouts
 
 log = logging.getLogger("pubsub")
 
@@ -48,33 +49,42 @@ class Worker:
         self._outage = Outage()
         self._settler = Settler(self._consumer, self._outage)
         is_async = any(one.handler.is_async for one in self.subscriptions)
-        self._loop = EventLoop() if is_async else None
+        self._timeouts = Timeouts(self._give_up)
+        self._loop = EventLoop(self._timeouts.cancel_by) if is_async else None
         self._executor = Executor(
-            self.subscriptions, pubsub.handle_middleware(), self._consumer, self._settler, self._loop
+            self.subscriptions,
+            pubsub.handle_middleware(),
+            self._consumer,
+            self._settler,
+            loop=self._loop,
+            timeouts=self._timeouts,
+            max_crashes=self.settings.max_crashes,
         )
         count = threads or self.settings.threads
         self._handover = Handover(self.subscriptions, count, self._read, self._consumer.wake)
-        self._handlers = [
-            threading.Thread(target=self._handle, name=f"pubsub-handler-{number}", daemon=True)
-            for number in range(1, count + 1)
-        ]
+        self._handlers = [self._handler(number) for number in range(1, count + 1)]
         self._maintenance = threading.Thread(target=self._maintain, name="pubsub-maintenance", daemon=True)
         self._stopping = threading.Event()
         self._is_over = threading.Event()
         self._was_read = False
         self._pause = 0.0
         self.failure: Exception | None = None
+        self.abandoned = 0
+        """How many handler threads were given up, and replaced, as a handler would not stop after its timeout."""
 
     @property
     def name(self) -> str:
         """The consumer's name."""
         return self._consumer.name
 
+    def _handler(self, number: int) -> threading.Thread:
+        return threading.Thread(target=self._handle, name=f"pubsub-handler-{number}", daemon=True)
+
     def start(self) -> None:
         """Start all threads. Returns at once; whether the broker is there shows later."""
         if self._loop is not None:
             self._loop.start()
-        for thread in (self._settler.thread, self._maintenance, *self._handlers):
+        for thread in (self._settler.thread, self._timeouts.thread, self._maintenance, *self._handlers):
             thread.start()
 
     @property
@@ -85,7 +95,7 @@ class Worker:
     @property
     def is_alive(self) -> bool:
         """Whether every thread that it needs is alive. False for a running worker means that it must be replaced."""
-        needed = [self._settler.thread, self._maintenance, *self._handlers]
+        needed = [self._settler.thread, self._timeouts.thread, self._maintenance, *self._handlers]
         if self._loop is not None:
             needed.append(self._loop.thread)
         return all(thread.is_alive() for thread in needed)
@@ -108,9 +118,12 @@ class Worker:
         The default is `PUBSUB_SHUTDOWN_TIMEOUT`. Deliveries whose handlers are still at it are given to others.
         """
         deadline = monotonic() + (self.settings.shutdown_timeout if timeout is None else timeout)
-        for thread in self._handlers:
-            if thread.ident is not None:
-                thread.join(max(0.0, deadline - monotonic()))
+        while alive := [thread for thread in self._handlers if thread.is_alive()]:
+            if monotonic() >= deadline:
+                break
+            alive[0].join(min(_LOOK, max(0.0, deadline - monotonic())))  # it may be given up, and replaced, meanwhile
+        self._timeouts.stop()
+        self._timeouts.join()
         self._executor.release(self._handover.stop())
         running = self._handover.running()
         self._executor.give_up_running(running)
@@ -144,9 +157,22 @@ class Worker:
         """Handle deliveries until there are no more to be had."""
         while (delivery := self._handover.next()) is not None:
             started = monotonic()
-            self._executor.execute(delivery)
+            if not self._executor.execute(delivery):
+                return
             self._handover.finished(delivery, monotonic() - started)
         self._executor.release(self._handover.stop())  # what a read brought while it was stopped
+
+    def _give_up(self, run: Run) -> None:
+        """Settle a run that will not stop, and put another thread in the place of its own."""
+        self._executor.give_up(run)
+        self._handover.finished(run.delivery, run.subscription.timeout or 0.0)
+        if self._loop is not None and run.subscription.handler.is_async:
+            self._loop.renew()
+        for index, thread in enumerate(self._handlers):
+            if thread.ident == run.thread:
+                self._handlers[index] = replacement = self._handler(index + 1)
+                replacement.start()
+        self.abandoned += 1
 
     def _read(self, credit: Credit) -> Sequence[Delivery[bytes]]:
         """Read once, taking finished acknowledgements along. Never raises for what the broker does: it pauses."""

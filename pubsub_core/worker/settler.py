@@ -66,6 +66,12 @@ class Settler:
             self._outage.begin(_WHAT, error)
         self._has_work.set()
 
+    def do(self, settle: Callable[[], None]) -> None:
+        """Have a settlement carried out soon, on the settler's thread."""
+        with self._lock:
+            self._again.append(settle)
+        self._has_work.set()
+
     @property
     def backlog(self) -> int:
         """How many settlements the broker would not take yet."""

@@ -39,6 +39,7 @@ class _Child:
     is_watcher: bool
     started: float = field(default_factory=monotonic)
     is_ready: bool = False
+    is_leaving: bool = False
     received: bytes = b""
 
 
@@ -95,7 +96,7 @@ class _Supervisor:
     def _start_missing(self) -> None:
         if self._stop_by is not None or self._burst_over or monotonic() < self._start_at:
             return
-        workers = sum(not child.is_watcher for child in self._children.values())
+        workers = sum(not (child.is_watcher or child.is_leaving) for child in self._children.values())
         for _ in range(self._wanted - workers):
             self._fork(is_watcher=False)
 
@@ -165,6 +166,9 @@ class _Supervisor:
         self._note_end(child, os.waitstatus_to_exitcode(status))
 
     def _take_note(self, child: _Child, facts: dict[str, Any]) -> None:
+        if facts.get("is_leaving"):
+            child.is_leaving = True
+            return
         child.is_ready = True
         self._wanted = facts["processes"]
         self._shutdown_timeout = facts["shutdown_timeout"]
@@ -188,7 +192,7 @@ class _Supervisor:
             if code == CHANGED and self._stop_by is None:
                 self._reload()
         elif self._stop_by is not None:
-            if code != OK and not self._is_reloading:
+            if code != OK and not self._is_reloading and not child.is_leaving:
                 self._code = self._code or CRASHED
         elif code == USAGE and self._options.reload:
             log.error("waiting for a file to change")
@@ -199,7 +203,7 @@ class _Supervisor:
         elif self._options.burst and code == OK:
             self._burst_over = True
             self._end_watcher()
-        elif code != OK:
+        elif code != OK and not child.is_leaving:
             self._replace_later(child, code)
         self._finish_reload()
 

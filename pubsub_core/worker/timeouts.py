@@ -1,0 +1,140 @@
+"""Interrupts handlers that run longer than their timeout, and tells which of them will not be interrupted.
+
+A handler is interrupted by raising HandlerTimeout in its thread (CPython's `PyThreadState_SetAsyncExc`), where it
+arrives when the thread next runs Python code; an `async def` handler's task is cancelled. Code that is blocked in C, or
+catches what it is thrown, goes on: after a grace it is given up, and whatever it does from then on counts for nothing.
+"""
+
+import ctypes
+import math
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from time import monotonic
+
+from pubsub_core.errors import HandlerTimeout
+from pubsub_core.message import Delivery
+from pubsub_core.subscription import Subscription
+
+GRACE = 3.0  # seconds between the interruption of a handler and giving it up
+
+_LONGEST_SLEEP = 60.0
+
+Cancel = Callable[[], None]
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """One handler at work on a thread. The flags only ever become true; `lock` guards them."""
+
+    delivery: Delivery[bytes]
+    subscription: Subscription
+    deadline: float
+    thread: int = field(default_factory=threading.get_ident)
+    cancel: Cancel | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    is_finished: bool = False
+    is_interrupted: bool = False
+    is_given_up: bool = False
+
+
+class Timeouts:
+    """Watches all runs of a process, on a thread of its own. Safe to use from many threads.
+
+    `give_up` is called on that thread for each run that will not stop; it must not block.
+    """
+
+    def __init__(self, give_up: Callable[[Run], None], *, grace: float = GRACE) -> None:
+        self._give_up = give_up
+        self._grace = grace
+        self._runs: set[Run] = set()
+        self._here = threading.local()
+        self._wakes_at = math.inf
+        self._is_wanted_earlier = threading.Event()
+        self._is_stopping = False
+        self.thread = threading.Thread(target=self._watch, name="pubsub-timeouts", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self.thread.start()
+
+    def stop(self) -> None:
+        """Ask the thread to end; nothing is interrupted any more."""
+        self._is_stopping = True
+        self._is_wanted_earlier.set()
+
+    def join(self) -> None:
+        """Wait until it has ended."""
+        if self.thread.ident is not None:
+            self.thread.join()
+
+    def begin(self, run: Run) -> None:
+        """Watch a run that starts now, on the calling thread. From here on a HandlerTimeout may arrive."""
+        self._here.run = run
+        self._runs.add(run)
+        if run.deadline < self._wakes_at:
+            self._is_wanted_earlier.set()
+
+    def cancel_by(self, cancel: Cancel | None) -> None:
+        """Have the calling thread's run interrupted by this call while there is one, instead of an exception here."""
+        run: Run | None = getattr(self._here, "run", None)
+        if run is not None:
+            with run.lock:
+                run.cancel = cancel
+
+    def end(self, run: Run) -> None:
+        """Stop watching a run of the calling thread. Afterwards no HandlerTimeout of it arrives any more.
+
+        One that is on its way may arrive in here: whoever calls catches it, and calls again.
+        """
+        with run.lock:
+            run.is_finished = True
+        if run.is_interrupted:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(run.thread), None)
+        self._runs.discard(run)
+        self._here.run = None
+
+    def _watch(self) -> None:
+        while not self._is_stopping:
+            self._is_wanted_earlier.clear()
+            self._wakes_at = 0.0  # who begins while we look needs not wake us: it is seen here, or by the next look
+            self._wakes_at = wakes_at = self._look(monotonic())
+            if any(not run.is_interrupted and run.deadline < wakes_at for run in self._runs.copy()):
+                continue
+            self._is_wanted_earlier.wait(max(0.0, wakes_at - monotonic()))
+
+    def _look(self, now: float) -> float:
+        """Interrupt and give up what has to be; return when to look again."""
+        wakes_at = now + _LONGEST_SLEEP
+        for run in self._runs.copy():
+            if run.is_interrupted:
+                until = run.deadline + self._grace
+                if now >= until:
+                    self._end_watch(run)
+                    continue
+            elif now >= run.deadline:
+                self._interrupt(run)
+                run.deadline = now
+                until = now + self._grace
+            else:
+                until = run.deadline
+            wakes_at = min(wakes_at, until)
+        return wakes_at
+
+    def _interrupt(self, run: Run) -> None:
+        with run.lock:
+            if run.is_finished:
+                return
+            run.is_interrupted = True
+            if run.cancel is not None:
+                run.cancel()
+            else:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(run.thread), ctypes.py_object(HandlerTimeout))
+
+    def _end_watch(self, run: Run) -> None:
+        with run.lock:
+            self._runs.discard(run)
+            if run.is_finished:
+                return
+            run.is_given_up = True
+        self._give_up(run)
