@@ -1,5 +1,6 @@
 """One worker process, forked by the supervisor: it loads the application, works, and drains when it is told to."""
 
+import contextlib
 import json
 import logging
 import os
@@ -30,7 +31,8 @@ _CHECK_SECONDS = 1.0  # between two looks whether all threads are alive
 def run_child(load: LoadTarget, options: WorkerOptions, pipe: socket.socket) -> int:
     """Be a worker process until a signal, the end of a burst, or the end of the supervisor; return the exit code.
 
-    `pipe` leads to the supervisor. What is written to it is a JSON object a line; when it closes, that one is dead.
+    `pipe` leads to the supervisor. What is written to it is a JSON object a line, or an empty line as a sign of life;
+    when it closes, that one is dead.
     """
     wake_out, wake_in = socket.socketpair()
     wake_in.setblocking(False)
@@ -55,11 +57,14 @@ def run_child(load: LoadTarget, options: WorkerOptions, pipe: socket.socket) -> 
         pipe,
         processes=options.processes or settings.processes,
         shutdown_timeout=settings.shutdown_timeout,
+        heartbeat=settings.heartbeat,
         banner=banner(worker, options),
     )
     worker.start()
     while not worker.is_stopping and not signals:
         readable, _, _ = select.select([pipe, wake_out], [], [], 0.05 if options.burst else _CHECK_SECONDS)
+        with contextlib.suppress(OSError):  # full, so the supervisor is frozen; or it is gone, which shows below
+            pipe.send(b"\n", socket.MSG_DONTWAIT)  # a sign that Python runs here: see `_Supervisor._kill_the_deaf`
         if wake_out in readable:
             wake_out.recv(4096)  # whichever signal it was: the application may have handlers of its own
         if pipe in readable:

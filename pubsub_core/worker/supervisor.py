@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from time import monotonic
 from types import FrameType
 from typing import Any
@@ -26,6 +27,8 @@ INTERRUPTED = 130
 _FIRST_PAUSE = 0.5
 _MAX_PAUSE = 30.0
 _HEALTHY_SECONDS = 60.0  # a process that lived this long is no reason to wait before replacing it
+_LOOK = 1.0  # seconds between two looks at the processes
+_DEAF_AFTER = 6.0  # seconds without a sign of life from a process, which gives one each second; longer than its lease
 _GRACE = 3.0  # seconds a process gets beyond its own deadline before it is killed
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
 
@@ -40,6 +43,8 @@ class _Child:
     started: float = field(default_factory=monotonic)
     is_ready: bool = False
     is_leaving: bool = False
+    heard_at: float = field(default_factory=monotonic)
+    leaves_by: float = math.inf
     received: bytes = b""
 
 
@@ -66,6 +71,8 @@ class _Supervisor:
         self._wanted = 1  # until the first process has loaded the application, and says how many there shall be
         self._has_spoken = False
         self._shutdown_timeout = 25.0
+        self._deaf_after = math.inf
+        self._looked_at = monotonic()
         self._pause = _FIRST_PAUSE
         self._start_at = 0.0
         self._signals: list[int] = []
@@ -86,6 +93,7 @@ class _Supervisor:
         while True:
             self._act_on_signals()
             self._start_missing()
+            self._kill_the_deaf()
             self._reap()
             if not self._children and (self._stop_by is not None or self._burst_over):
                 return self._code
@@ -145,7 +153,9 @@ class _Supervisor:
         if self._stop_by is not None:
             return max(0.0, min(0.5, self._stop_by - monotonic()))
         until_start = self._start_at - monotonic()
-        return until_start if 0 < until_start < math.inf else None
+        until_look = _LOOK if any(child.is_ready for child in self._children.values()) else math.inf
+        patience = min(until_start if until_start > 0 else math.inf, until_look)
+        return patience if patience < math.inf else None
 
     def _hear(self, child: _Child) -> None:
         try:
@@ -155,9 +165,10 @@ class _Supervisor:
         if not received:
             self._await_end(child)
             return
+        child.heard_at = monotonic()
         child.received += received
         *lines, child.received = child.received.split(b"\n")
-        for line in lines:
+        for line in filter(None, lines):
             self._take_note(child, json.loads(line))
 
     def _await_end(self, child: _Child) -> None:
@@ -168,13 +179,34 @@ class _Supervisor:
     def _take_note(self, child: _Child, facts: dict[str, Any]) -> None:
         if facts.get("is_leaving"):
             child.is_leaving = True
+            child.leaves_by = monotonic() + self._shutdown_timeout + _GRACE
             return
         child.is_ready = True
         self._wanted = facts["processes"]
         self._shutdown_timeout = facts["shutdown_timeout"]
+        self._deaf_after = max(_DEAF_AFTER, 6 * facts["heartbeat"])
         if not self._has_spoken:
             self._has_spoken = True
             print(facts["banner"], file=sys.stderr, flush=True)
+
+    def _kill_the_deaf(self) -> None:
+        """Kill processes in which Python does not run any more, as something in C keeps its lock, and late leavers.
+
+        Their heartbeats have run out, so others have their deliveries. One that somebody froze is left alone.
+        """
+        now = monotonic()
+        was_away, self._looked_at = now - self._looked_at > 2 * _LOOK, now
+        if was_away or self._stop_by is not None:
+            return  # we were frozen ourselves, and have not heard them yet; or they drain, and must end by then anyway
+        for child in self._children.values():
+            if now - child.heard_at > 2 * _LOOK and _is_frozen(child.pid):
+                child.heard_at = now
+            is_deaf = child.is_ready and not child.is_leaving and now - child.heard_at > self._deaf_after
+            if is_deaf or now > child.leaves_by:
+                log.error("process %d does not answer any more: killing it", child.pid)
+                os.kill(child.pid, signal.SIGKILL)
+                child.leaves_by = math.inf
+                child.heard_at = now
 
     def _reap(self) -> None:
         for child in list(self._children.values()):
@@ -260,6 +292,15 @@ class _Supervisor:
             self._stop_by = None
             self._wanted, self._has_spoken, self._start_at = 1, False, 0.0
             self._fork(is_watcher=True)
+
+
+def _is_frozen(pid: int) -> bool:
+    """Whether a process is stopped, by a signal or a debugger. Only Linux tells; elsewhere it counts as not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state in ("T", "t")
 
 
 @contextlib.contextmanager

@@ -44,9 +44,9 @@ class Timeouts:
     `give_up` is called on that thread for each run that will not stop; it must not block.
     """
 
-    def __init__(self, give_up: Callable[[Run], None], *, grace: float = GRACE) -> None:
+    def __init__(self, give_up: Callable[[Run], None]) -> None:
         self._give_up = give_up
-        self._grace = grace
+        self._grace = GRACE
         self._runs: set[Run] = set()
         self._here = threading.local()
         self._wakes_at = math.inf

@@ -1,0 +1,243 @@
+"""Handlers that run longer than they may."""
+
+import asyncio
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from pubsub_core import DeadLetterReason, FixedDelay, HandlerTimeout, Message, NoRetry, PubSub, Worker, current_message
+from pubsub_core.worker import timeouts
+from tests.servers import RealServer
+
+WITHIN = 15.0
+
+
+@dataclass
+class Place:
+    """A PubSub with one topic, and what its handlers noted."""
+
+    pubsub: PubSub
+    notes: list[Any] = field(default_factory=list)
+    changed: threading.Condition = field(default_factory=threading.Condition)
+
+    def note(self, what: Any) -> None:
+        with self.changed:
+            self.notes.append(what)
+            self.changed.notify_all()
+
+    def until(self, claim: Callable[[], bool]) -> None:
+        with self.changed:
+            assert self.changed.wait_for(claim, WITHIN), self.notes
+
+    def letters(self) -> list[DeadLetterReason]:
+        return [letter.reason for letter in self.pubsub.dead_letters("orders")]
+
+    def until_letters(self, count: int) -> list[DeadLetterReason]:
+        """Wait until there are so many dead letters."""
+        deadline = time.monotonic() + WITHIN
+        while len(letters := self.letters()) < count:
+            assert time.monotonic() < deadline, self.notes
+            threading.Event().wait(0.01)
+        return letters
+
+
+@pytest.fixture(params=["memory", "redis"])
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    monkeypatch.setattr(timeouts, "GRACE", 0.3)
+    url = f"memory://{uuid.uuid4().hex}"
+    if request.param == "redis":
+        server: RealServer = request.getfixturevalue("redis")
+        url = server.url
+    pubsub = PubSub(url, group="billing", namespace=f"test-{uuid.uuid4().hex}")
+    yield Place(pubsub)
+    pubsub.close()
+
+
+def test_a_handler_that_takes_too_long_is_interrupted_and_retried(place: Place) -> None:
+    @place.pubsub.subscribe("orders", timeout=0.2, retry=FixedDelay(0, 1))
+    def spin(message: Message) -> None:
+        try:
+            while message.attempt == 1:
+                sum(range(100))
+        except HandlerTimeout:
+            place.note("interrupted")
+            raise
+        place.note(("done", message.attempt))
+
+    place.pubsub.publish("orders", 1)
+    with Worker(place.pubsub, threads=1):
+        place.until(lambda: len(place.notes) == 2)
+    assert place.notes == ["interrupted", ("done", 2)]
+
+
+def test_a_dead_letter_of_a_timeout_says_which_and_where(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    @place.pubsub.subscribe("orders", timeout=0.1, retry=NoRetry())
+    def dawdle(message: Message) -> None:
+        while True:
+            time.sleep(0.001)
+
+    place.pubsub.publish("orders", 1)
+    with Worker(place.pubsub, threads=1):
+        (reason,) = place.until_letters(1)
+    assert (reason.kind, reason.error) == ("retries exhausted", "HandlerTimeout")
+    assert "dawdle ran longer than its timeout of 0.1 s" in reason.detail
+    assert "time.sleep(0.001)" in reason.traceback
+    assert [record.levelno for record in caplog.records if record.levelno >= logging.ERROR] == [logging.ERROR]
+
+
+def test_an_async_handler_is_cancelled(place: Place) -> None:
+    @place.pubsub.subscribe("orders", timeout=0.2, retry=FixedDelay(0, 1))
+    async def wait(message: Message) -> None:
+        try:
+            if message.attempt == 1:
+                await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            place.note("cancelled")
+            raise
+        place.note(("done", message.attempt))
+
+    place.pubsub.publish("orders", 1)
+    with Worker(place.pubsub, threads=1):
+        place.until(lambda: len(place.notes) == 2)
+    assert place.notes == ["cancelled", ("done", 2)]
+
+
+@pytest.mark.parametrize("kind", ["sleep", "stubborn", "async"])
+def test_a_handler_that_will_not_stop_is_given_up(place: Place, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Its delivery is retried, its thread replaced, and what it does later counts for nothing."""
+    free, go_on = threading.Event(), threading.Event()
+
+    def block(message: Message) -> None:
+        place.note(("start", message.attempt))
+        while not go_on.is_set() and message.attempt == 1:
+            try:
+                go_on.wait(3600 if kind != "stubborn" else 0.01)
+            except HandlerTimeout:
+                continue
+        place.note(("end", message.attempt))
+        free.set()
+
+    if kind == "async":
+
+        async def handler(message: Message) -> None:
+            block(message)
+
+    else:
+
+        def handler(message: Message) -> None:  # type: ignore[misc]
+            block(message)
+
+    place.pubsub.subscribe("orders", timeout=0.2, retry=FixedDelay(0, 1))(handler)
+    place.pubsub.publish("orders", 1)
+    with Worker(place.pubsub, threads=1) as worker:
+        place.until(lambda: ("end", 2) in place.notes)
+        assert worker.abandoned == 1
+        assert worker.is_alive
+        place.pubsub.publish("orders", 2)
+        place.until(lambda: place.notes.count(("start", 1)) == 2)
+        go_on.set()
+        place.until(lambda: place.notes.count(("end", 1)) == 2)
+    assert free.is_set()
+    assert not place.letters()
+    assert place.notes.count(("start", 2)) in (1, 2)
+    with Worker(place.pubsub, threads=1, burst=True) as worker:
+        assert worker.wait(WITHIN)
+    assert sum(what == "start" for what, _ in place.notes) == sum(what == "end" for what, _ in place.notes)
+
+
+def test_a_handler_that_catches_its_timeout_and_returns_has_failed(place: Place) -> None:
+    """It was cut short: an `except Exception` that only logs must not lose the message."""
+
+    @place.pubsub.subscribe("orders", timeout=0.1, retry=NoRetry())
+    def swallow(message: Message) -> None:
+        try:
+            while True:
+                time.sleep(0.001)
+        except Exception:
+            return
+
+    place.pubsub.publish("orders", 1)
+    with Worker(place.pubsub, threads=1):
+        (reason,) = place.until_letters(1)
+    assert reason.error == "HandlerTimeout"
+
+
+def test_a_timeout_hits_nothing_but_its_own_handler(place: Place) -> None:
+    """Handlers that end just when their time does: each is done or retried, and none disturbs the next."""
+    wrong: list[str] = []
+
+    @place.pubsub.subscribe("orders", timeout=0.002, retry=FixedDelay(0, 1000))
+    def close_call(message: Message) -> None:
+        end = time.perf_counter() + 0.0015 + (message.payload % 10) / 10_000
+        while time.perf_counter() < end:
+            pass
+        if current_message().id != message.id:
+            wrong.append(message.id)
+        place.note(message.payload)
+
+    count = 400
+    with place.pubsub.batch() as batch:
+        for number in range(count):
+            batch.publish("orders", number)
+    with Worker(place.pubsub, threads=4) as worker:
+        place.until(lambda: len(set(place.notes)) >= count * 0.5)
+        assert worker.is_alive
+        assert worker.abandoned == 0
+    assert not wrong
+    assert not place.letters()
+
+
+def test_timeouts_are_enforced_while_draining(place: Place) -> None:
+    started = threading.Event()
+
+    @place.pubsub.subscribe("orders", timeout=0.3, retry=NoRetry())
+    def dawdle(message: Message) -> None:
+        started.set()
+        while True:
+            time.sleep(0.001)
+
+    place.pubsub.publish("orders", 1)
+    worker = Worker(place.pubsub, threads=1)
+    worker.start()
+    assert started.wait(WITHIN)
+    worker.stop()
+    assert worker.join(WITHIN)
+    assert [reason.error for reason in place.letters()] == ["HandlerTimeout"]
+
+
+def test_nobody_is_interrupted_in_time(place: Place) -> None:
+    @place.pubsub.subscribe("orders", timeout=5)
+    def quick(message: Message) -> None:
+        place.note(message.payload)
+
+    with Worker(place.pubsub, threads=2):
+        for number in range(50):
+            place.pubsub.publish("orders", number)
+        place.until(lambda: len(place.notes) == 50)
+    assert not place.letters()
+
+
+def test_middleware_sees_the_timeout(place: Place) -> None:
+    @place.pubsub.middleware
+    def watch(delivery: Any, call_next: Callable[[Any], None]) -> None:
+        try:
+            call_next(delivery)
+        except HandlerTimeout:
+            place.note("seen")
+            raise
+
+    @place.pubsub.subscribe("orders", timeout=0.1, retry=NoRetry())
+    def dawdle(message: Message) -> None:
+        while True:
+            time.sleep(0.001)
+
+    place.pubsub.publish("orders", 1)
+    with Worker(place.pubsub, threads=1):
+        place.until_letters(1)
+    assert place.notes == ["seen"]
