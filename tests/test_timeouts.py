@@ -179,14 +179,17 @@ def test_a_timeout_hits_nothing_but_its_own_handler(place: Place) -> None:
             pass
         if current_message().id != message.id:
             wrong.append(message.id)
-        place.note(message.payload)
+        place.notes.append(message.payload)  # which no interruption can leave half done
 
     count = 400
     with place.pubsub.batch() as batch:
         for number in range(count):
             batch.publish("orders", number)
     with Worker(place.pubsub, threads=4) as worker:
-        place.until(lambda: len(set(place.notes)) >= count * 0.5)
+        deadline = time.monotonic() + WITHIN
+        while len(set(place.notes)) < count / 2:
+            assert time.monotonic() < deadline
+            threading.Event().wait(0.01)
         assert worker.is_alive
         assert worker.abandoned == 0
     assert not wrong
@@ -241,3 +244,33 @@ def test_middleware_sees_the_timeout(place: Place) -> None:
     with Worker(place.pubsub, threads=1):
         place.until_letters(1)
     assert place.notes == ["seen"]
+
+
+def test_nobody_is_interrupted_while_he_logs(place: Place) -> None:
+    """Its lock would be kept for ever, and everybody's next line would wait for it."""
+    inside, go_on = threading.Event(), threading.Event()
+
+    class Slow(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            inside.set()
+            end = time.monotonic() + 0.2
+            while time.monotonic() < end:
+                pass
+            place.note("logged")
+
+    log = logging.getLogger(f"shop-{uuid.uuid4().hex}")
+    log.addHandler(Slow())
+
+    @place.pubsub.subscribe("orders", timeout=0.1, retry=NoRetry())
+    def dawdle(message: Message) -> None:
+        log.error("slow")
+        while not go_on.is_set():
+            time.sleep(0.001)
+
+    place.pubsub.publish("orders", 1)
+    with Worker(place.pubsub, threads=1):
+        assert inside.wait(WITHIN)
+        (reason,) = place.until_letters(1)
+    assert place.notes == ["logged"]
+    assert reason.error == "HandlerTimeout"
+    log.error("nobody holds the lock")

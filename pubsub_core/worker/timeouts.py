@@ -6,7 +6,9 @@ catches what it is thrown, goes on: after a grace it is given up, and whatever i
 """
 
 import ctypes
+import logging
 import math
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,13 +21,20 @@ from pubsub_core.subscription import Subscription
 GRACE = 3.0  # seconds between the interruption of a handler and giving it up
 
 _LONGEST_SLEEP = 60.0
+_SOON = 0.005
+
+# What is hit between taking a lock and seeing to its release keeps it for ever; that of logging is everybody's.
+_LOCKING = {threading.__file__: {"__enter__", "__exit__", "acquire", "release", "_acquire_restore", "_release_save"}}
 
 Cancel = Callable[[], None]
 
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """One handler at work on a thread. The flags only ever become true; `lock` guards them."""
+    """One handler at work on a thread. The flags only ever become true; `lock` guards them.
+
+    `put_off` is for how many seconds its interruption was put off.
+    """
 
     delivery: Delivery[bytes]
     subscription: Subscription
@@ -33,6 +42,7 @@ class Run:
     thread: int = field(default_factory=threading.get_ident)
     cancel: Cancel | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
+    put_off: float = 0.0
     is_finished: bool = False
     is_interrupted: bool = False
     is_given_up: bool = False
@@ -113,23 +123,28 @@ class Timeouts:
                     self._end_watch(run)
                     continue
             elif now >= run.deadline:
-                self._interrupt(run)
-                run.deadline = now
-                until = now + self._grace
+                is_done = self._interrupt(run)
+                run.deadline = now if is_done else now + _SOON
+                until = run.deadline + (self._grace if is_done else 0.0)
             else:
                 until = run.deadline
             wakes_at = min(wakes_at, until)
         return wakes_at
 
-    def _interrupt(self, run: Run) -> None:
+    def _interrupt(self, run: Run) -> bool:
+        """Interrupt a run, unless that would be harmful just now; tell which."""
         with run.lock:
             if run.is_finished:
-                return
+                return True
+            if run.cancel is None and run.put_off < self._grace and _is_taking_a_lock(run.thread):
+                run.put_off += _SOON
+                return False
             run.is_interrupted = True
             if run.cancel is not None:
                 run.cancel()
             else:
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(run.thread), ctypes.py_object(HandlerTimeout))
+        return True
 
     def _end_watch(self, run: Run) -> None:
         with run.lock:
@@ -138,3 +153,14 @@ class Timeouts:
                 return
             run.is_given_up = True
         self._give_up(run)
+
+
+def _is_taking_a_lock(thread: int) -> bool:
+    """Whether a thread is inside of logging, or of a lock's own Python code. Nothing else runs while we look."""
+    frame = sys._current_frames().get(thread)  # noqa: SLF001  # the public way to see where a thread stands
+    while frame is not None:
+        code = frame.f_code
+        if code.co_filename == logging.__file__ or code.co_name in _LOCKING.get(code.co_filename, ()):
+            return True
+        frame = frame.f_back
+    return False
