@@ -1,414 +1,665 @@
-"""The seam, driven at random on memory and on a real server side by side: what can be seen of both is the same.
+"""Random use of the seam, on the memory backend and on a real server side by side, against a model of the contract.
 
-What a `receive` must bring is what a model of a few dictionaries says; the two backends are held against it, and so
-against each other. `HYPOTHESIS_PROFILE=long` makes many more and longer walks.
+Hypothesis makes up the steps, and finds the shortest that fail. Each backend has a model of its own beside it, since
+the contract leaves some things open: which of several deliveries that are due comes first, and when a replay comes
+among what is new. What it does not leave open is checked after every step.
+
+    HYPOTHESIS_PROFILE=long pytest -n 0 --timeout 0 tests/test_state_machine.py       # other steps each time, and many
 """
 
 import os
-import threading
-import time
 import uuid
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from datetime import timedelta
+from itertools import compress, count
+from time import monotonic
+from typing import Any, Literal
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    precondition,
-    rule,
-    run_state_machine_as_test,
-)
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from redis import Redis
 
-from pubsub_core import ManualClock, SystemClock
-from pubsub_core.broker import Broker, BrokerOptions, Consumer, Inspector, Membership
-from pubsub_core.errors import LeaseLost
+from pubsub_core.broker import Broker, BrokerOptions, Consumer, DeadLetter, GroupState, Inspector, Membership
+from pubsub_core.clock import Clock, ManualClock, SystemClock
+from pubsub_core.errors import ConsumersPresent, LeaseLost
 from pubsub_core.ids import IdMaker, published_at
-from pubsub_core.message import DeadLetterReason, Delivery, Message, SubscriptionKey
+from pubsub_core.message import DeadLetterReason, Delivery, Message, Source, SubscriptionKey
 from pubsub_memory import open_memory
 from pubsub_redis import open_redis
 from pubsub_redis.consumer import RedisConsumer
 from pubsub_redis.keys import look_key, worker_key
+from tests.servers import RealServer
 
-IS_LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
-KEYS = [SubscriptionKey(topic, group) for topic in ("orders", "mails") for group in ("billing", "audit")]
-PATIENCE = 5.0
-HEARTBEAT = 60.0
+TOPICS = ("orders", "parcels")
+KEYS = tuple(SubscriptionKey(topic, group) for topic in TOPICS for group in ("billing", "shipping"))
+HEARTBEAT = 60.0  # seconds: nobody is thought dead before a step says so
+FAR = 1e6  # seconds: what is nacked for so long does not come again
+MAX_CRASHES = 3
+WITHIN = 10.0
 
-_new_id = IdMaker(SystemClock())
+_PROFILES = {
+    "": settings(max_examples=25, stateful_step_count=30, derandomize=True, database=None),
+    "long": settings(max_examples=1000, stateful_step_count=80, print_blob=True),
+}
+_SETTINGS = settings(
+    _PROFILES.get(os.environ.get("HYPOTHESIS_PROFILE", ""), _PROFILES[""]),
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+State = Literal["unread", "waiting", "held", "parked", "settled", "dead"]
 
 
-class Side:
-    """One backend, its consumers by number, and how to make one of them vanish."""
+# The model.
 
-    def __init__(self, broker: Broker) -> None:
-        self.broker = broker
-        self.consumers: dict[int, Consumer] = {}
-        self.gone: list[Consumer] = []
 
-    def open(self, number: int) -> None:
-        consumer = self.broker.consumer([Membership(key) for key in KEYS], f"consumer-{number}-{uuid.uuid4().hex[:6]}")
-        consumer.receive({}, 0)
-        self.consumers[number] = consumer
+@dataclass(eq=False)
+class Entry:
+    """A message in a group. A replay makes a new one, which is `waiting` until it is handed out."""
 
-    def bury(self, number: int) -> None:
-        """Have the others find out that a consumer is dead."""
+    key: SubscriptionKey
+    message: Message[bytes]
+    source: Source
+    state: State = "unread"
+    attempt: int = 1
+    crashes: int = 0
+    holder: "Member | None" = None
+    is_due: bool = False
+
+    def park(self, *, is_due: bool = True, failures: int = 0, crashes: int = 0) -> None:
+        self.state, self.holder, self.is_due = "parked", None, is_due
+        self.attempt += failures
+        self.crashes += crashes
+
+    def settle(self) -> None:
+        """What an ack does, whoever sends it, and however late."""
+        if self.state in ("held", "parked"):
+            self.state, self.holder = "settled", None
+
+    @property
+    def is_ready(self) -> bool:
+        return self.state in ("unread", "waiting") or (self.state == "parked" and self.is_due)
+
+
+@dataclass(eq=False)
+class Held:
+    """A delivery that a consumer was handed, and may use too late."""
+
+    delivery: Delivery[bytes]
+    entry: Entry
+    member: "Member"
+
+    @property
+    def is_ours(self) -> bool:
+        entry = self.entry
+        return entry.holder is self.member and entry.attempt == self.delivery.message.attempt
+
+
+@dataclass(eq=False)
+class Member:
+    """A consumer: what it was handed and has not settled, and what it has settled or lost."""
+
+    consumer: Consumer
+    keys: Sequence[SubscriptionKey]
+    hand: list[Held] = field(default_factory=list)
+    past: list[Held] = field(default_factory=list)
+    is_frozen: bool = False
+    is_taken_over: bool = False
+    has_thawed: bool = False
+
+    def lay_down(self, helds: Iterable[Held]) -> None:
+        for held in helds:
+            if held in self.hand:
+                self.hand.remove(held)
+                self.past.append(held)
+
+
+@dataclass(frozen=True)
+class Letter:
+    entry: Entry
+    reason: DeadLetterReason
+    consumer: str
+
+
+@dataclass(eq=False)
+class Group:
+    entries: list[Entry] = field(default_factory=list)
+    unread: deque[Entry] = field(default_factory=deque)
+    letters: list[Letter] = field(default_factory=list)
+    had_replays: bool = False
+
+    def add(self, key: SubscriptionKey, message: Message[bytes]) -> None:
+        entry = Entry(key, message, message.source)
+        self.entries.append(entry)
+        self.unread.append(entry)
+
+    def ready(self, message_id: str) -> Entry:
+        """Return what may be handed out under that id."""
+        live = [one for one in self.entries if one.message.id == message_id and one.is_ready]
+        assert live, (
+            f"{message_id} was handed out, and is {[one for one in self.entries if one.message.id == message_id]}"
+        )
+        (entry,) = live
+        return entry
+
+    def in_state(self, *states: State) -> list[Entry]:
+        return [one for one in self.entries if one.state in states]
+
+
+# A backend beside its model.
+
+
+class World:
+    """A broker, everything that was done to it, and what must be the case now."""
+
+    def __init__(self, broker: Broker, namespace: str) -> None:
+        assert isinstance(broker, Inspector)
+        self.broker: Broker = broker
+        self.inspector: Inspector = broker
+        self.namespace = namespace
+        self.topics: dict[str, list[Message[bytes]]] = {topic: [] for topic in TOPICS}
+        self.groups: dict[SubscriptionKey, Group] = {}
+        self.members: list[Member] = []
+        self.alive: list[Member] = []
+        self.frozen: list[Member] = []
+        self._numbers = count(1)
+
+    # What differs between backends
+
+    def notice_deaths(self, looker: Member) -> None:
+        """Have `looker` find out that those who are frozen give no sign of life."""
         raise NotImplementedError
 
+    def thaw(self, member: Member) -> None:
+        """Have the consumer go on as after a long sleep."""
+        raise NotImplementedError
 
-class MemorySide(Side):
+    def clean_up(self) -> None:
+        for member in self.members:
+            member.consumer.close()
+        self.broker.close()
+
+    # Steps
+
+    def publish(self, messages: Sequence[Message[bytes]], *, again: bool) -> None:
+        self.broker.publish(messages, again=again)
+        for message in messages:
+            if message not in self.topics[message.topic]:
+                self.topics[message.topic].append(message)
+                for key, group in self.groups.items():
+                    if key.topic == message.topic:
+                        group.add(key, message)
+
+    def open(self, keys: Sequence[SubscriptionKey]) -> Member:
+        consumer = self.broker.consumer([Membership(key) for key in keys], f"consumer-{next(self._numbers)}")
+        member = Member(consumer, keys)
+        self.members.append(member)
+        assert not consumer.receive({}, 0), "there was no credit"
+        self.alive.append(member)
+        for key in keys:
+            if key not in self.groups:
+                group = self.groups[key] = Group()
+                for message in self.topics[key.topic]:
+                    group.add(key, message)
+        return member
+
+    def pick(self, who: int) -> Member:
+        return self.alive[who % len(self.alive)] if self.alive else self.open(KEYS)
+
+    def receive(self, member: Member, credit: Mapping[SubscriptionKey, int], done: Sequence[Held] = ()) -> list[Held]:
+        """Receive until nothing more must come. A receive may return less than there is."""
+        left = {key: credit[key] for key in member.keys if key in credit}
+        received: list[Held] = []
+        deadline = monotonic() + WITHIN
+        wait = 0.0
+        while True:
+            batch = member.consumer.receive(left, wait, [one.delivery for one in done])
+            self._acked(member, done)
+            done = ()
+            received += self._handed_out(member, left, batch)
+            for one in batch:
+                left[one.subscription] -= 1
+            if not self._must_come(member, left):
+                return received
+            assert monotonic() < deadline, f"{member.consumer.name} got nothing more for {left}, and it has to"
+            wait = 0.02
+
+    def _handed_out(
+        self, member: Member, credit: Mapping[SubscriptionKey, int], batch: Sequence[Delivery[bytes]]
+    ) -> list[Held]:
+        """Check that all this might come now, and note who has it."""
+        suspects = [one.delivery for one in member.hand if one.delivery.crashes and one.is_ours]
+        suspects += [one for one in batch if one.crashes]
+        assert len(suspects) <= 1 or suspects[-1] not in batch, f"a suspect came beside another: {suspects}"
+        if any(one.crashes >= MAX_CRASHES - 1 for one in suspects):
+            assert not batch or (len(batch) == 1 and batch[0] is suspects[0]), f"{batch} came beside {suspects}"
+        helds = []
+        for delivery in batch:
+            group = self.groups[delivery.subscription]
+            entry = group.ready(delivery.message.id)
+            assert_same(delivery.message, entry)
+            assert delivery.crashes == entry.crashes
+            assert delivery.message.position
+            if entry.state == "unread":
+                assert entry is group.unread.popleft(), "new messages came in another order than that of publishing"
+            entry.state, entry.holder = "held", member
+            helds.append(Held(delivery, entry, member))
+        for key in KEYS:
+            assert sum(one.subscription == key for one in batch) <= credit.get(key, 0), "more came than was asked for"
+        member.hand += helds
+        return helds
+
+    def _must_come(self, member: Member, credit: Mapping[SubscriptionKey, int]) -> bool:
+        """Whether something is there for the consumer. What it believes to have counts, though it may be settled."""
+        suspects = [one.delivery.crashes for one in member.hand if one.delivery.crashes]
+        if max(suspects, default=0) >= MAX_CRASHES - 1:
+            return False
+        ready = [one for key, asked in credit.items() if asked for one in self.groups[key].entries if one.is_ready]
+        return any(not one.crashes or not suspects for one in ready)
+
+    def ack(self, member: Member, helds: Sequence[Held]) -> None:
+        member.consumer.ack([one.delivery for one in helds])
+        self._acked(member, helds)
+
+    def _acked(self, member: Member, helds: Sequence[Held]) -> None:
+        for one in helds:
+            one.entry.settle()
+        member.lay_down(helds)
+
+    def nack(self, held: Held, *, is_far: bool) -> None:
+        if self._settles(held, lambda: held.member.consumer.nack(held.delivery, FAR if is_far else 0)):
+            held.entry.park(is_due=not is_far, failures=1)
+
+    def dead_letter(self, held: Held, reason: DeadLetterReason) -> None:
+        if self._settles(held, lambda: held.member.consumer.dead_letter(held.delivery, reason)):
+            held.entry.state, held.entry.holder = "dead", None
+            self.groups[held.entry.key].letters.append(Letter(held.entry, reason, held.member.consumer.name))
+
+    def _settles(self, held: Held, act: Callable[[], None]) -> bool:
+        """Return whether it was settled. Whoever does not have it must be told so."""
+        is_ours = held.is_ours
+        try:
+            act()
+        except LeaseLost:
+            assert not is_ours, f"{held} is still the consumer's"
+        else:
+            assert is_ours, f"{held} is not the consumer's any more, and it was not told so"
+        held.member.lay_down([held])
+        return is_ours
+
+    def release(self, member: Member, helds: Sequence[Held]) -> None:
+        member.consumer.release([one.delivery for one in helds])
+        for one in helds:
+            if one.is_ours:
+                one.entry.park()
+        member.lay_down(helds)
+
+    def crash(self, member: Member) -> None:
+        self.alive.remove(member)
+        self.frozen.append(member)
+        member.is_frozen = True
+
+    def take_over(self) -> None:
+        lost = [one for one in self.frozen if not one.is_taken_over]
+        if not lost:
+            return
+        keys = {key for one in lost for key in one.keys}
+        looker = next((one for one in self.alive if keys <= {*one.keys}), None) or self.open(KEYS)
+        self.notice_deaths(looker)
+        for member in lost:
+            member.is_taken_over = True
+            for entry in self._held_by(member):
+                entry.park(failures=1, crashes=1)
+            member.lay_down([*member.hand])
+
+    def _held_by(self, member: Member) -> list[Entry]:
+        return [one for group in self.groups.values() for one in group.entries if one.holder is member]
+
+    def go_on(self, member: Member) -> None:
+        """End the frost. What the consumer had is its own, or it was told to forget it by now."""
+        self.thaw(member)
+        self.frozen.remove(member)
+        self.alive.append(member)
+        member.is_frozen = False
+        if member.is_taken_over:
+            member.is_taken_over, member.has_thawed = False, True
+
+    def close(self, member: Member) -> None:
+        member.consumer.close()
+        self.alive.remove(member)
+        for entry in self._held_by(member):
+            entry.park()
+        member.lay_down([*member.hand])
+
+    def replay(self, key: SubscriptionKey, chosen: Sequence[bool]) -> None:
+        group = self.groups.get(key)
+        letters = self.inspector.dead_letters(key)
+        positions = [one.position for one in compress(letters, chosen)]
+        assert self.inspector.replay(key, positions) == len(positions)
+        assert self.inspector.replay(key, positions) == 0, "they were there no more"
+        for letter in self._removed(group, chosen):
+            message = letter.entry.message
+            assert group is not None
+            group.entries.append(Entry(key, message, "replay", "waiting"))
+            group.had_replays = True
+
+    def discard(self, key: SubscriptionKey, chosen: Sequence[bool]) -> None:
+        letters = self.inspector.dead_letters(key)
+        positions = [one.position for one in compress(letters, chosen)]
+        assert self.inspector.discard(key, positions) == len(positions)
+        assert self.inspector.discard(key, positions) == 0, "they were there no more"
+        self._removed(self.groups.get(key), chosen)
+
+    def _removed(self, group: Group | None, chosen: Sequence[bool]) -> list[Letter]:
+        """Take letters out of the model, in which the newest is the last."""
+        if group is None:
+            return []
+        removed = [*compress(reversed(group.letters), chosen)]
+        group.letters = [one for one in group.letters if one not in removed]
+        return removed
+
+    def remove_group(self, key: SubscriptionKey) -> None:
+        present = [one for one in [*self.alive, *self.frozen] if key in one.keys and not one.is_taken_over]
+        if any(one.has_thawed for one in present):
+            return  # a server does not know it again before it gets something
+        if key in self.groups and self.groups[key].had_replays:
+            return  # a server keeps the replays in the topic, for a group of that name that is made later
+        try:
+            self.inspector.remove_group(key)
+        except ConsumersPresent:
+            assert present
+            return
+        assert not present, f"{present[0].consumer.name} consumes it"
+        self.groups.pop(key, None)
+        self.frozen = [one for one in self.frozen if key not in one.keys]  # it would restore what it thinks was lost
+        for member in self.members:
+            member.past = [one for one in member.past if one.entry.key != key]
+
+    # What must be the case after every step
+
+    def check(self) -> None:
+        for topic in TOPICS:
+            states = self.inspector.groups(topic)
+            assert [one.key for one in states] == sorted(key for key in self.groups if key.topic == topic)
+            for state in states:
+                self._check_group(state)
+        for key in KEYS:
+            self._check_letters(key, self.inspector.dead_letters(key))
+
+    def _check_group(self, state: GroupState) -> None:
+        group = self.groups[state.key]
+        unsettled = group.in_state("unread", "waiting", "held", "parked")
+        handed_out = len(group.in_state("held", "parked"))
+        assert state.pending in range(handed_out, handed_out + len(group.in_state("waiting")) + 1)
+        consumers = [one for one in [*self.alive, *self.frozen] if state.key in one.keys and not one.is_taken_over]
+        certain = [one for one in consumers if not one.has_thawed]
+        assert len(certain) <= state.consumers <= len(consumers)
+        assert state.dropped == 0
+        if unsettled:
+            oldest = min(one.message.published_at for one in unsettled)
+            assert state.oldest_unsettled is not None
+            assert state.oldest_unsettled > oldest - timedelta(milliseconds=2)
+        else:
+            assert state.oldest_unsettled is None
+
+    def _check_letters(self, key: SubscriptionKey, letters: Sequence[DeadLetter]) -> None:
+        expected = [*reversed(self.groups[key].letters)] if key in self.groups else []
+        assert [one.message.id for one in letters] == [one.entry.message.id for one in expected]
+        for letter, model in zip(letters, expected, strict=True):
+            assert_same(letter.message, model.entry)
+            assert (letter.subscription, letter.reason, letter.consumer) == (key, model.reason, model.consumer)
+            assert letter.first_failed_at <= letter.last_failed_at
+        if letters:
+            assert [*self.inspector.dead_letters(key, 1)] == [*letters[:1]]
+            assert [*self.inspector.dead_letters(key, before=letters[0].position)] == [*letters[1:]]
+
+    def drain(self) -> None:
+        """Everything that is published ends somewhere: nothing is lost, and nothing comes that was settled."""
+        self.take_over()
+        for member in [*self.alive]:
+            self.close(member)
+        last = self.open(KEYS)
+        done: list[Held] = []
+        while more := self.receive(last, dict.fromkeys(KEYS, 100), done):
+            done = more
+        self.ack(last, done)
+        for key, group in self.groups.items():
+            left = [one for one in group.entries if one.state not in ("settled", "dead") and one.is_ready]
+            assert not left, f"{left} never came"
+            assert len({one.message.id for one in group.entries}) == len(self.topics[key.topic])
+        self.check()
+
+
+def assert_same(message: Message[bytes], entry: Entry) -> None:
+    """Check that a message is the one that was published, in its present attempt."""
+    published = entry.message
+    assert (message.id, message.topic, message.group) == (published.id, entry.key.topic, entry.key.group)
+    assert (message.payload, message.key, dict(message.headers)) == (
+        published.payload,
+        published.key,
+        dict(published.headers),
+    )
+    assert (message.attempt, message.source, message.published_at) == (
+        entry.attempt,
+        entry.source,
+        published.published_at,
+    )
+
+
+class MemoryWorld(World):
     def __init__(self) -> None:
         self.clock = ManualClock()
-        options = BrokerOptions(self.clock, "walk", HEARTBEAT, 5.0, {})
-        super().__init__(open_memory(f"memory://{uuid.uuid4().hex}", options))
+        super().__init__(open_memory("memory://", _options(self.clock, "memory")), "memory")
 
-    def bury(self, number: int) -> None:
-        """Let time pass in which all others give signs of life."""
-        living = [consumer for other, consumer in self.consumers.items() if other != number]
-        for _ in range(10):
-            for consumer in living:
-                consumer.maintain()
-            self.clock.advance(HEARTBEAT / 2)
-        for consumer in living:
+    def notice_deaths(self, looker: Member) -> None:
+        for _ in range(2):
+            self.clock.advance(2 * HEARTBEAT)
+            for member in self.alive:
+                member.consumer.maintain()
+
+    def thaw(self, member: Member) -> None:
+        member.consumer.maintain()
+
+
+class RedisWorld(World):
+    def __init__(self, url: str) -> None:
+        namespace = f"random-{uuid.uuid4().hex[:12]}"
+        super().__init__(open_redis(url, _options(SystemClock(), namespace)), namespace)
+        self._client: Any = Redis.from_url(url, protocol=2)
+
+    def notice_deaths(self, looker: Member) -> None:
+        for member in self.frozen:
+            self._client.delete(worker_key(self.namespace, member.consumer.name))
+        consumer = looker.consumer
+        assert isinstance(consumer, RedisConsumer)
+        for _ in range(2):  # a heartbeat apart
+            consumer._suspects = {one: since - HEARTBEAT for one, since in consumer._suspects.items()}
+            consumer._look_at = 0.0
+            self._client.delete(look_key(self.namespace, consumer._concern))
             consumer.maintain()
 
+    def thaw(self, member: Member) -> None:
+        assert isinstance(member.consumer, RedisConsumer)
+        member.consumer._beat_at = 0.0
+        member.consumer.maintain()
 
-class RedisSide(Side):
-    def __init__(self, url: str, client: Any) -> None:
-        self.namespace = f"walk-{uuid.uuid4().hex[:10]}"
-        self.client = client
-        super().__init__(open_redis(url, BrokerOptions(SystemClock(), self.namespace, HEARTBEAT, 5.0, {})))
-
-    def bury(self, number: int) -> None:
-        """Take its sign of life away, and have one of the others look twice."""
-        self.client.delete(worker_key(self.namespace, self.consumers[number].name))
-        looker = next(consumer for other, consumer in self.consumers.items() if other != number)
-        assert isinstance(looker, RedisConsumer)
-        for _ in range(3):
-            self.client.delete(look_key(self.namespace, looker._concern))
-            looker._look_at = 0.0
-            looker._suspects = dict.fromkeys(looker._suspects, -1e9)  # as if a heartbeat had passed since
-            looker.maintain()
+    def clean_up(self) -> None:
+        super().clean_up()
+        keys = self._client.keys(f"{self.namespace}:*")
+        if keys:
+            self._client.delete(*keys)
+        self._client.close()
 
 
-@dataclass
-class Held:
-    """A delivery that was handed out, as both sides know it. `is_ours` until it is settled or taken away."""
-
-    number: int
-    key: SubscriptionKey
-    message_id: str
-    attempt: int
-    crashes: int
-    deliveries: tuple[Delivery[bytes], ...]
-    is_ours: bool = True
+def _options(clock: Clock, namespace: str) -> BrokerOptions:
+    return BrokerOptions(clock, namespace, HEARTBEAT, 10.0, {}, max_crashes=MAX_CRASHES)
 
 
-@dataclass
-class Waiting:
-    """What a group has still to be handed: attempt (of the next hand-over) and crashes by message id."""
+# The steps.
 
-    unread: list[str] = field(default_factory=list)
-    again: dict[str, tuple[int, int]] = field(default_factory=dict)
-    parked: set[str] = field(default_factory=set)  # for an hour: not seen again in a walk
-    dead: list[tuple[str, int]] = field(default_factory=list)  # id and attempt, the oldest first
+some = st.integers(0, 11)
+chosen = st.lists(st.booleans(), max_size=8)
+reasons = st.builds(
+    DeadLetterReason,
+    st.sampled_from(("retries exhausted", "rejected", "crashed", "expired")),
+    st.sampled_from(("", "ValueError")),
+    st.sampled_from(("", "no such order: ✗\n")),
+)
+contents = st.fixed_dictionaries(
+    {
+        "topic": st.sampled_from(TOPICS),
+        "payload": st.sampled_from((b"{}", b"", b"\xff\x00", b'{"order": 7}')),
+        "key": st.sampled_from((None, "", "customer-7", "Zoë")),
+        "headers": st.sampled_from(({}, {"correlation-id": "1"}, {"a": "", "": "✓"})),
+        "source": st.sampled_from(("publish", "publish", "cron")),
+    }
+)
+credits_ = st.tuples(*[st.integers(0, 5)] * len(KEYS))
+how = st.sampled_from(("ack", "nack", "nack far", "release", "dead-letter", "receive"))
 
 
-class Walk(RuleBasedStateMachine):
-    """A random walk over the seam."""
+class RandomUse(RuleBasedStateMachine):
+    """No rule draws anything that depends on what came before, so that a failure can be repeated and shortened."""
 
-    make_sides: ClassVar[Callable[[], list[Side]]]
-
-    def __init__(self) -> None:
+    def __init__(self, url: str) -> None:
         super().__init__()
-        self.sides = type(self).make_sides()
-        self.groups = {key: Waiting() for key in KEYS}
-        self.messages: dict[str, Message[bytes]] = {}
-        self.held: list[Held] = []
-        self.open: set[int] = set()
-        self.count = 0
+        self._new_id = IdMaker(SystemClock())
+        self._worlds: list[World] = [MemoryWorld(), RedisWorld(url)]
+        self._is_sound = True
 
-    @initialize()
-    def begin(self) -> None:
-        self.open_consumer()
-        self.open_consumer()
+    def _in_both(self, step: Callable[[World], object]) -> None:
+        self._is_sound = False
+        for world in self._worlds:
+            step(world)
+            world.check()
+        self._is_sound = True
 
-    def ours(self, number: int) -> list[Held]:
-        return [one for one in self.held if one.is_ours and one.number == number]
+    @initialize(batch=st.lists(contents, min_size=2, max_size=8))
+    def begin(self, batch: list[dict[str, Any]]) -> None:
+        self.publish(batch, again=0)
 
-    # Rules
+    @rule(batch=st.lists(contents, max_size=6), again=st.integers(0, 4))
+    def publish(self, batch: list[dict[str, Any]], again: int) -> None:
+        new = [self._message(one) for one in batch]
+        stored = self._worlds[0].topics
+        old = [message for messages in stored.values() for message in messages[-again:]] if again > 2 else []
+        self._in_both(lambda world: world.publish([*old, *new], again=bool(old)))
 
-    @rule(
-        topics=st.lists(st.sampled_from(["orders", "mails"]), min_size=1, max_size=4),
-        key=st.none() | st.text(max_size=5),
-        payload=st.binary(max_size=20),
-        headers=st.dictionaries(st.text(min_size=1, max_size=4), st.text(max_size=4), max_size=2),
-    )
-    def publish(self, topics: list[str], key: str | None, payload: bytes, headers: dict[str, str]) -> None:
-        batch = []
-        for topic in topics:
-            new = _new_id()
-            batch.append(Message(new, topic, payload, published_at(new), key, headers))
-        for side in self.sides:
-            side.broker.publish(batch)
-        for message in batch:
-            self.messages[message.id] = message
-            for group in KEYS:
-                if group.topic == message.topic:
-                    self.groups[group].unread.append(message.id)
+    def _message(self, content: dict[str, Any]) -> Message[bytes]:
+        new = self._new_id()
+        return Message(id=new, published_at=published_at(new), **content)
 
-    @precondition(lambda self: len(self.open) < 4)
+    @rule(which=st.sets(st.sampled_from(KEYS), min_size=1))
+    def open(self, which: set[SubscriptionKey]) -> None:
+        self._in_both(lambda world: world.open(sorted(which)) if len(world.alive) < 4 else None)
+
+    @rule(who=some, credit=credits_, done=chosen)
+    def receive(self, who: int, credit: Sequence[int], done: Sequence[bool]) -> None:
+        def step(world: World) -> None:
+            member = world.pick(who)
+            world.receive(member, dict(zip(KEYS, credit, strict=True)), [*compress(member.hand, done)])
+
+        self._in_both(step)
+
+    @rule(who=some, which=chosen, release=st.booleans())
+    def settle_some(self, who: int, which: Sequence[bool], release: bool) -> None:
+        def step(world: World) -> None:
+            member = world.pick(who)
+            helds = [*compress(member.hand, which)]
+            (world.release if release else world.ack)(member, helds)
+
+        self._in_both(step)
+
+    @rule(who=some, which=some, is_far=st.booleans())
+    def nack(self, who: int, which: int, is_far: bool) -> None:
+        def step(world: World) -> None:
+            hand = world.pick(who).hand
+            if hand:
+                world.nack(hand[which % len(hand)], is_far=is_far)
+
+        self._in_both(step)
+
+    @rule(who=some, which=some, reason=reasons)
+    def dead_letter(self, who: int, which: int, reason: DeadLetterReason) -> None:
+        def step(world: World) -> None:
+            hand = world.pick(who).hand
+            if hand:
+                world.dead_letter(hand[which % len(hand)], reason)
+
+        self._in_both(step)
+
+    @rule(who=some, is_noticed=st.booleans())
+    def crash(self, who: int, is_noticed: bool) -> None:
+        def step(world: World) -> None:
+            world.crash(world.pick(who))
+            if is_noticed:
+                world.take_over()
+
+        self._in_both(step)
+
     @rule()
-    def open_consumer(self) -> None:
-        self.count += 1
-        for side in self.sides:
-            side.open(self.count)
-        self.open.add(self.count)
+    def take_over(self) -> None:
+        self._in_both(World.take_over)
 
-    @precondition(lambda self: self.open)
-    @rule(data=st.data(), credit=st.integers(1, 3))
-    def receive(self, data: st.DataObject, credit: int) -> None:
-        number = data.draw(st.sampled_from(sorted(self.open)))
-        key = data.draw(st.sampled_from(KEYS))
-        waiting = self.groups[key]
-        suspects = [one for one, (_, crashes) in waiting.again.items() if crashes]
-        plain = [one for one, (_, crashes) in waiting.again.items() if not crashes]
-        has_suspect = any(one.crashes for one in self.ours(number))
-        is_alone = any(one.crashes >= 2 for one in self.ours(number))
-        count = min(credit, len(plain) + len(waiting.unread) + min(len(suspects), not has_suspect))
-        got = [self.take(side, number, key, credit, 0 if is_alone else count) for side in self.sides]
-        assert [shown(one) for one in got[0]] == [shown(one) for one in got[1]] or same(got)
-        by_id = [{one.message.id: one for one in side} for side in got]
-        assert set(by_id[0]) == set(by_id[1])
-        fresh = [one.message.id for one in got[0] if one.message.id not in waiting.again]
-        assert fresh == waiting.unread[: len(fresh)], "in the order of publishing"
-        assert sum(one.crashes > 0 for one in got[0]) + has_suspect <= 1 or not any(one.crashes for one in got[0])
-        for message_id, first in by_id[0].items():
-            pair = (first, by_id[1][message_id])
-            attempt, crashes = waiting.again.pop(message_id, (1, 0))
-            sent = self.messages[message_id]
-            for one in pair:
-                assert (one.message.attempt, one.crashes, one.message.group) == (attempt, crashes, key.group)
-                assert (one.message.payload, one.message.key) == (sent.payload, sent.key)
-                assert dict(one.message.headers) == dict(sent.headers)
-            if message_id in waiting.unread:
-                waiting.unread.remove(message_id)
-            self.held.append(Held(number, key, message_id, attempt, crashes, pair))
+    @rule(who=some)
+    def thaw(self, who: int) -> None:
+        self._in_both(lambda world: world.go_on(world.frozen[who % len(world.frozen)]) if world.frozen else None)
 
-    def take(self, side: Side, number: int, key: SubscriptionKey, credit: int, count: int) -> list[Delivery[bytes]]:
-        """Receive `count`, which may take several calls; with none to come, see that none comes."""
-        taken: list[Delivery[bytes]] = []
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            taken += side.consumers[number].receive({key: credit - len(taken)}, 0)
-            if len(taken) >= count:
-                return taken
-            # One suspect alone may come first, and at its last chance nothing else beside it.
-            if any(one.crashes >= 2 for one in taken):
-                return taken
-            assert time.monotonic() < deadline, f"{type(side).__name__}: {len(taken)} of {count} came"
-            threading.Event().wait(0.002)
+    @rule(who=some, which=some, how=how, reason=reasons)
+    def use_late(self, who: int, which: int, how: str, reason: DeadLetterReason) -> None:
+        """By a consumer that is frozen, closed or alive: what it lost, or settled already."""
 
-    @precondition(lambda self: any(one.is_ours for one in self.held))
-    @rule(data=st.data(), how=st.sampled_from(["ack", "done", "nack", "park", "release", "dead_letter"]))
-    def settle(self, data: st.DataObject, how: str) -> None:
-        one = data.draw(st.sampled_from([one for one in self.held if one.is_ours]))
-        waiting = self.groups[one.key]
-        for side, delivery in zip(self.sides, one.deliveries, strict=True):
-            consumer = side.consumers[one.number]
+        def step(world: World) -> None:
+            members = [one for one in world.members if one.past or (one.is_frozen and one.hand)]
+            if not members:
+                return
+            member = members[who % len(members)]
+            helds = [*member.past, *(member.hand if member.is_frozen else ())]
+            held = helds[-1 - which % len(helds)]
             match how:
                 case "ack":
-                    consumer.ack([delivery])
-                case "done":
-                    assert not consumer.receive({}, 0, done=[delivery])
-                case "nack":
-                    consumer.nack(delivery, 0)
-                case "park":
-                    consumer.nack(delivery, 3600)
+                    world.ack(member, [held])
+                case "nack" | "nack far":
+                    world.nack(held, is_far=how == "nack far")
                 case "release":
-                    consumer.release([delivery])
-                case _:
-                    consumer.dead_letter(delivery, DeadLetterReason("rejected", detail=one.message_id))
-        one.is_ours = False
-        match how:
-            case "nack":
-                waiting.again[one.message_id] = (one.attempt + 1, one.crashes)
-            case "park":
-                waiting.parked.add(one.message_id)
-            case "release":
-                waiting.again[one.message_id] = (one.attempt, one.crashes)
-            case "dead_letter":
-                waiting.dead.append((one.message_id, one.attempt))
+                    world.release(member, [held, held])
+                case "dead-letter":
+                    world.dead_letter(held, reason)
+                case "receive" if member in world.alive:
+                    world.receive(member, {}, [held])
 
-    @precondition(lambda self: any(not one.is_ours and one.number in self.open for one in self.held))
-    @rule(data=st.data(), how=st.sampled_from(["nack", "release", "dead_letter"]))
-    def settle_late(self, data: st.DataObject, how: str) -> None:
-        """What is not ours any more cannot be settled, and is not changed."""
-        late = [one for one in self.held if not one.is_ours and one.number in self.open and not self.is_ours_again(one)]
-        if not late:
-            return
-        one = data.draw(st.sampled_from(late))
-        for side, delivery in zip(self.sides, one.deliveries, strict=True):
-            consumer = side.consumers[one.number]
-            if how == "release":
-                consumer.release([delivery])
-                continue
-            with pytest.raises(LeaseLost):
-                if how == "nack":
-                    consumer.nack(delivery, 0)
-                else:
-                    consumer.dead_letter(delivery, DeadLetterReason("rejected"))
+        self._in_both(step)
 
-    def is_ours_again(self, late: Held) -> bool:
-        """Whether the same attempt came to the same consumer again: a release does that."""
-        same = (late.number, late.key, late.message_id, late.attempt)
-        return any((one.number, one.key, one.message_id, one.attempt) == same for one in self.held if one.is_ours)
+    @rule(who=some)
+    def close(self, who: int) -> None:
+        self._in_both(lambda world: world.close(world.pick(who)))
 
-    @precondition(lambda self: len(self.open) > 1)
-    @rule(data=st.data())
-    def crash(self, data: st.DataObject) -> None:
-        number = data.draw(st.sampled_from(sorted(self.open)))
-        for side in self.sides:
-            side.bury(number)
-            side.gone.append(side.consumers.pop(number))
-        self.open.discard(number)
-        for one in self.ours(number):
-            one.is_ours = False
-            self.groups[one.key].again[one.message_id] = (one.attempt + 1, one.crashes + 1)
+    @rule(key=st.sampled_from(KEYS), which=chosen)
+    def replay(self, key: SubscriptionKey, which: Sequence[bool]) -> None:
+        self._in_both(lambda world: world.replay(key, which))
 
-    @precondition(lambda self: len(self.open) > 1)
-    @rule(data=st.data())
-    def close_consumer(self, data: st.DataObject) -> None:
-        number = data.draw(st.sampled_from(sorted(self.open)))
-        for side in self.sides:
-            side.consumers.pop(number).close()
-        self.open.discard(number)
-        for one in self.ours(number):
-            one.is_ours = False
-            self.groups[one.key].again[one.message_id] = (one.attempt, one.crashes)
+    @rule(key=st.sampled_from(KEYS), which=chosen)
+    def discard(self, key: SubscriptionKey, which: Sequence[bool]) -> None:
+        self._in_both(lambda world: world.discard(key, which))
 
-    @precondition(lambda self: any(group.dead for group in self.groups.values()))
-    @rule(data=st.data(), is_replay=st.booleans())
-    def empty_dead_letters(self, data: st.DataObject, is_replay: bool) -> None:
-        """Discard some, or replay and settle them: a replay is as good as new, to this group only."""
-        key = data.draw(st.sampled_from([key for key, group in self.groups.items() if group.dead]))
-        waiting = self.groups[key]
-        chosen = data.draw(st.sets(st.sampled_from([one for one, _ in waiting.dead]), min_size=1))
-        waiting.dead = [one for one in waiting.dead if one[0] not in chosen]
-        for side in self.sides:
-            inspector = side.broker
-            assert isinstance(inspector, Inspector)
-            letters = [one for one in inspector.dead_letters(key) if one.message.id in chosen]
-            positions = [one.position for one in letters]
-            act = inspector.replay if is_replay else inspector.discard
-            assert act(key, positions) == len(chosen)
-            assert act(key, positions) == 0
-        if is_replay:
-            self.work_off(key, chosen)
-
-    def work_off(self, key: SubscriptionKey, replayed: set[str]) -> None:
-        """Receive, as a new consumer, all that waits in the group, and acknowledge the replays; hand back the rest.
-
-        The backends may put a replay at different places among what waits; that it comes, once and as new, is the same.
-        """
-        waiting = self.groups[key]
-        for side in self.sides:
-            found: set[str] = set()
-            rest: list[Delivery[bytes]] = []
-            consumer = side.broker.consumer([Membership(key)], f"reader-{uuid.uuid4().hex[:8]}")
-            deadline = time.monotonic() + PATIENCE
-            while found != replayed:
-                assert time.monotonic() < deadline, f"{type(side).__name__}: {replayed - found} did not come"
-                for one in consumer.receive({key: 50}, 0):
-                    if one.message.source == "replay":
-                        assert (one.message.attempt, one.crashes) == (1, 0)
-                        assert one.message.id not in found
-                        found.add(one.message.id)
-                        consumer.ack([one])
-                    else:
-                        rest.append(one)
-            consumer.release(rest)
-            for one in rest:
-                if one.message.id in waiting.unread:
-                    waiting.unread.remove(one.message.id)
-                    waiting.again[one.message.id] = (1, 0)
-            consumer.close()
-        # What one side read and handed back the other may not have read: from here on both have.
-        everything = {*waiting.again, *waiting.unread}
-        for side in self.sides:
-            self.read_and_hand_back(side, key)
-        for message_id in everything & set(waiting.unread):
-            waiting.unread.remove(message_id)
-            waiting.again[message_id] = (1, 0)
-
-    def read_and_hand_back(self, side: Side, key: SubscriptionKey) -> None:
-        consumer = side.broker.consumer([Membership(key)], f"reader-{uuid.uuid4().hex[:8]}")
-        while consumer.receive({key: 100}, 0.02):
-            continue
-        consumer.close()
-
-    # What must always be so
-
-    @invariant()
-    def letters_are_the_same(self) -> None:
-        for key, waiting in self.groups.items():
-            for side in self.sides:
-                inspector = side.broker
-                assert isinstance(inspector, Inspector)
-                letters = inspector.dead_letters(key)[::-1]
-                assert [(one.message.id, one.message.attempt) for one in letters] == waiting.dead
-                assert all(one.reason == DeadLetterReason("rejected", detail=one.message.id) for one in letters)
-
-    @invariant()
-    def groups_stand_the_same(self) -> None:
-        for topic in ("orders", "mails"):
-            states = []
-            for side in self.sides:
-                inspector = side.broker
-                assert isinstance(inspector, Inspector)
-                states.append([(one.key, one.pending, one.consumers) for one in inspector.groups(topic)])
-            assert states[0] == states[1]
+    @rule(key=st.sampled_from(KEYS))
+    def remove_group(self, key: SubscriptionKey) -> None:
+        self._in_both(lambda world: world.remove_group(key))
 
     def teardown(self) -> None:
-        for side in self.sides:
-            for consumer in [*side.consumers.values(), *side.gone]:
-                consumer.close()
-            side.broker.close()
+        try:
+            if self._is_sound:
+                self._in_both(World.drain)
+        finally:
+            for world in self._worlds:
+                world.clean_up()
 
 
-def shown(one: Delivery[bytes]) -> tuple[Any, ...]:
-    message = one.message
-    return message.id, message.attempt, one.crashes, message.source
-
-
-def same(got: list[list[Delivery[bytes]]]) -> bool:
-    """Whether both brought the same, in an order that may differ for what comes again."""
-    return sorted(map(shown, got[0])) == sorted(map(shown, got[1]))
-
-
-@pytest.mark.parametrize("name", ["redis", "valkey"])
-def test_memory_and_server_behave_alike(name: str, request: pytest.FixtureRequest) -> None:
-    server = request.getfixturevalue(name)
-    with Redis.from_url(server.url, protocol=2) as client:
-
-        class Here(Walk):
-            @staticmethod
-            def make_sides() -> list[Side]:
-                return [MemorySide(), RedisSide(server.url, client)]
-
-        run_state_machine_as_test(
-            Here,
-            settings=settings(
-                max_examples=400 if IS_LONG else 25,
-                stateful_step_count=60 if IS_LONG else 25,
-                deadline=None,
-                derandomize=not IS_LONG,
-                database=None,
-                suppress_health_check=list(HealthCheck),
-            ),
-        )
+@pytest.mark.parametrize("server", ["redis", "valkey"])
+def test_random_use_keeps_the_contract(server: str, request: pytest.FixtureRequest) -> None:
+    running: RealServer = request.getfixturevalue(server)
+    run_state_machine_as_test(lambda: RandomUse(running.url), settings=_SETTINGS)

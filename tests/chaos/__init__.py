@@ -5,7 +5,6 @@ In the short form, part of `make test`, each attack is made on one server; in th
 
 import os
 from itertools import cycle, product
-from typing import Any
 
 import pytest
 
@@ -13,12 +12,18 @@ IS_LONG = bool(os.environ.get("CHAOS_LONG"))
 SERVERS = ("redis", "valkey")
 
 
-def on(server: str) -> Any:
+def on(server: str) -> pytest.MarkDecorator:
     """Make the attack on this server; in the long form on each."""
     return pytest.mark.parametrize("server", SERVERS if IS_LONG else (server,), indirect=True)
 
 
-def on_each(name: str, *values: str) -> Any:
+def on_each(name: str, *values: str) -> pytest.MarkDecorator:
     """Make the attack once for each value, on one server and the other in turn; in the long form each on each."""
     pairs = product(values, SERVERS) if IS_LONG else zip(values, cycle(SERVERS), strict=False)
     return pytest.mark.parametrize((name, "server"), list(pairs), indirect=["server"])
+
+
+with_heartbeats = pytest.mark.parametrize(
+    "field", [0.4, 2.0] if IS_LONG else [0.4], indirect=True, ids="heartbeat-{}".format
+)
+"""Make the attack with a short heartbeat; in the long form with the default one, too."""

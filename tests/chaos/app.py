@@ -1,5 +1,6 @@
 """The application under attack: its handler logs when it starts and when it ends, one line each, never torn."""
 
+import asyncio
 import ctypes
 import json
 import os
@@ -7,45 +8,48 @@ import re
 import signal
 import threading
 import time
-from datetime import timedelta
+from typing import Any
 
-from pubsub_core import FixedDelay, Message, PubSub, SystemClock
+from pubsub_core import FixedDelay, Message, PubSub, Retry
+from tests.chaos.clock import ShiftedClock
 
-_SHIFT = float(os.environ.get("CHAOS_CLOCK_SHIFT", "0"))
 _WORK = float(os.environ.get("CHAOS_WORK", "0.005"))
 _LOG = os.open(os.environ["CHAOS_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
 
-class ShiftedClock:
-    """The clock of a machine that is wrong."""
-
-    def time(self) -> float:
-        return SystemClock().time() + timedelta(seconds=_SHIFT).total_seconds()
+pubsub = PubSub(clock=ShiftedClock(float(os.environ.get("CHAOS_CLOCK_SHIFT", "0"))))
 
 
-pubsub = PubSub(clock=ShiftedClock())
-
-
-def note(what: str, message: Message) -> None:
+def note(what: str, message: Message[Any]) -> None:
     line = json.dumps([what, message.id, message.attempt, os.getpid(), time.time()]) + "\n"
     os.write(_LOG, line.encode())
 
 
-@pubsub.subscribe(
-    "orders", group="billing", retry=FixedDelay(0.2, 20), timeout=float(os.environ.get("CHAOS_TIMEOUT", "60"))
-)
-def handle(message: Message) -> None:
+def handle(message: Message[Any]) -> None:
     note("start", message)
     if message.payload["do"] == "fail once" and message.attempt == 1:
         raise ValueError
+    if message.payload["do"] == "fail later" and message.attempt == 1:
+        raise Retry(delay=3)
     misbehave(message.payload["do"])
     time.sleep(_WORK)
     note("end", message)
 
 
+async def handle_on_the_loop(message: Message[Any]) -> None:
+    note("start", message)
+    await asyncio.sleep(_WORK)
+    note("end", message)
+
+
+pubsub.subscribe(
+    "orders", group="billing", retry=FixedDelay(0.2, 20), timeout=float(os.environ.get("CHAOS_TIMEOUT", "60"))
+)(handle_on_the_loop if os.environ.get("CHAOS_ASYNC") else handle)
+
+
 def misbehave(how: str) -> None:
     match how:
-        case "work" | "fail once":
+        case "work" | "fail once" | "fail later":
             return
         case "exit":
             os._exit(7)
@@ -67,7 +71,7 @@ def misbehave(how: str) -> None:
                 except BaseException:  # what must not help it
                     continue
         case "long":
-            time.sleep(6)
+            time.sleep(4)
 
 
 # A part of the library dies in one of the processes, once: see test_the_death_of_a_library_thread.

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -10,9 +11,10 @@ import threading
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from redis import Redis
 from redis.backoff import NoBackoff
@@ -24,8 +26,8 @@ from tests.servers import RealServer
 
 HERE = Path(__file__).parent
 HEARTBEAT = 0.4
-RECOVERY = 7.5 * HEARTBEAT
-"""Within this the deliveries of a dead process run elsewhere: 15 s with the default heartbeat of 2 s."""
+DEFAULT_HEARTBEAT = 2.0
+_NOISE = 0.5  # seconds; a short heartbeat scales the promise down, and not what a busy machine adds to it
 
 
 @dataclass
@@ -49,12 +51,23 @@ class Verdict:
     unknown: list[str]
     """Handled, though no publish said so: only those may be that ended in PublishUncertain."""
 
+    @property
+    def is_clean(self) -> bool:
+        """Each exactly once."""
+        return not (self.lost or self.repeated or self.unknown)
+
 
 class Field:
     """One attack. Everything that it starts it stops."""
 
-    def __init__(self, server: RealServer, directory: Path) -> None:
+    def __init__(self, server: RealServer, directory: Path, heartbeat: float = HEARTBEAT) -> None:
         self.server = server
+        self.heartbeat = heartbeat
+        self.recovers_within = 7.5 * heartbeat + (0.0 if heartbeat == DEFAULT_HEARTBEAT else _NOISE)
+        """Within so many seconds what a dead process had runs elsewhere: 15 s with the default heartbeat of 2 s."""
+        seed = int(os.environ.get("CHAOS_SEED") or uuid.uuid4().int % 100_000)
+        print(f"to have the faults at the same moments: CHAOS_SEED={seed}")
+        self.random = random.Random(seed)
         self.namespace = f"chaos-{uuid.uuid4().hex[:8]}"
         self.stream = f"{self.namespace}:{{orders}}"
         self.client = Redis.from_url(server.url, protocol=2, socket_timeout=5, retry=Retry(NoBackoff(), 0))
@@ -68,15 +81,16 @@ class Field:
         self._opened: list[PubSub] = []
         self._lock = threading.Lock()
         self.acknowledged: dict[str, float] = {}
+        """Message id → when its publish began."""
         self.uncertain: set[str] = set()
         self.refused = 0
 
     # What acts
 
-    def pubsub(self, url: str | None = None, **settings: object) -> PubSub:
+    def pubsub(self, url: str | None = None, **settings: Any) -> PubSub:
         """Return a PubSub of this field; closed at the end."""
         pubsub = PubSub(
-            url or self.server.url, namespace=self.namespace, group="billing", heartbeat=HEARTBEAT, **settings
+            url or self.server.url, namespace=self.namespace, group="billing", heartbeat=self.heartbeat, **settings
         )
         self._opened.append(pubsub)
         return pubsub
@@ -87,12 +101,12 @@ class Field:
         settings = {
             "PUBSUB_URL": url or self.server.url,
             "PUBSUB_NAMESPACE": self.namespace,
-            "PUBSUB_HEARTBEAT": str(HEARTBEAT),
+            "PUBSUB_HEARTBEAT": str(self.heartbeat),
             "PUBSUB_SHUTDOWN_TIMEOUT": "10",
             "CHAOS_LOG": str(self._log),
             "PYTHONPATH": str(HERE.parent.parent),
         }
-        command = [Path(sys.executable).parent / "pubsub", "worker", "tests.chaos.app:pubsub", "-l", "WARNING"]
+        command = [str(Path(sys.executable).parent / "pubsub"), "worker", "tests.chaos.app:pubsub", "-l", "WARNING"]
         before = len(self.consumers())
         with self._output.open("ab") as output:
             process = subprocess.Popen(
@@ -108,9 +122,9 @@ class Field:
         self.until(lambda: len(self.consumers()) >= before + processes, 20, "the worker has joined")
         return process.pid
 
-    def produce(self, url: str | None = None, *, pause: float = 0.005, publish_timeout: float = 5.0) -> None:
+    def produce(self, url: str | None = None, *, pause: float = 0.005, **settings: Any) -> None:
         """Publish one after the other until `stop_producing`, noting what was acknowledged."""
-        pubsub = self.pubsub(url, publish_timeout=publish_timeout)
+        pubsub = self.pubsub(url, **settings)
 
         def run() -> None:
             while not self._stopping.wait(pause):
@@ -122,6 +136,7 @@ class Field:
 
     def publish_one(self, pubsub: PubSub, do: str = "work") -> str | None:
         """Publish one, and note what came of it."""
+        began = time.time()
         try:
             message_id = pubsub.publish("orders", {"do": do})
         except PublishUncertain as error:
@@ -132,7 +147,7 @@ class Field:
                 self.refused += 1
         else:
             with self._lock:
-                self.acknowledged[message_id] = time.time()
+                self.acknowledged[message_id] = began
             return message_id
         return None
 
@@ -176,9 +191,47 @@ class Field:
         return [int(pid) for pid in found.stdout.split()]
 
     def in_hand(self, *pids: int) -> int:
-        """How many deliveries the server says the processes have. They should not move meanwhile: stop them first."""
-        rows = self.client.xinfo_consumers(self.stream, "billing")
+        """How many deliveries the server says the processes have: of dead ones, until others take over."""
+        try:
+            rows = self.client.xinfo_consumers(self.stream, "billing")
+        except RedisError:
+            return 0
         return sum(row["pending"] for row in rows if any(f"-{pid}-" in row["name"].decode() for pid in pids))
+
+    def kill(self, *pids: int) -> int:
+        """SIGKILL. Returns how many deliveries the processes had in hand, as the server sees it."""
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        self.until(lambda: not any(map(is_alive, pids)), 5, "the killed are dead")
+        return self.in_hand(*pids)
+
+    def freeze(self, *pids: int) -> int:
+        """SIGSTOP. Returns how many deliveries the processes had in hand before others took over.
+
+        A read that waited at the server then may bring them some more.
+        """
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        most = 0
+        deadline = time.monotonic() + 2 * self.heartbeat  # earlier than anybody may take over
+        while time.monotonic() < deadline:
+            most = max(most, self.in_hand(*pids))
+            time.sleep(0.05)
+        return most
+
+    def until_taken_over(self, *pids: int) -> None:
+        """Wait until others have what the processes had."""
+        within = 2 * self.recovers_within
+        self.until(lambda: not any(map(self.names_of, pids)), within, "others have taken over")
+        time.sleep(0.5)  # and begin to run it
+
+    def until_busy(self, *pids: int) -> None:
+        """Wait until each of the processes has something in hand."""
+        self.until(lambda: all(self.in_hand(pid) for pid in pids), 20, "they have something in hand")
+
+    def pause(self, least: float = 0.4, most: float = 1.2) -> None:
+        """Let the work go on for a time that nobody knows in advance."""
+        time.sleep(self.random.uniform(least, most))
 
     def runs(self) -> list[Run]:
         """All runs so far, in the order of their beginning."""
@@ -253,32 +306,37 @@ class Field:
         for run in runs:
             if run.message_id in cut and run.pid not in dead and run.started > since:
                 again.setdefault(run.message_id, run.started)
+        assert cut, "the dead had nothing in hand"
         assert set(again) == cut, f"{len(cut - set(again))} of {len(cut)} were never begun again"
-        return max(again.values(), default=since) - since
+        return max(again.values()) - since
 
-    def end_workers(self, within: float = 20.0) -> list[int]:
-        """SIGTERM to every worker; return their exit codes, and see that nothing is left of them."""
-        alive = [pid for process in self._workers for pid in self.group_of(process.pid)]
-        self.until(lambda: self._names_of_others(alive) == [], 5 * RECOVERY, "those that are dead are cleared away")
-        for process in self._workers:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-        codes = [process.wait(within) for process in self._workers]
-        left = [pid for process in self._workers for pid in self.group_of(process.pid)]
-        assert not left, f"processes left over: {left}"
-        self.until(lambda: not self.consumers(), 5 * RECOVERY, f"no consumer is left over, of {self.consumers()}")
-        assert self.pending() == 0
-        assert not self.client.keys(f"{self.namespace}:worker:*")
-        self._workers.clear()
-        return codes
-
-    def end_workers_after_kill(self, killed: list[int]) -> None:
-        """Forget the supervisors that were killed, and end the others."""
+    def end_workers(self, *, killed: Sequence[int] = ()) -> None:
+        """SIGTERM to every worker, but for supervisors that were killed; see that they end well and leave nothing."""
         for process in [one for one in self._workers if one.pid in killed]:
             process.wait(10)
             assert not self.group_of(process.pid), "a process is left over"
             self._workers.remove(process)
-        assert set(self.end_workers()) <= {0}
+        alive = [pid for process in self._workers for pid in self.group_of(process.pid)]
+        self.until(lambda: not self._names_of_others(alive), 2 * self.recovers_within, "the dead are cleared away")
+        for process in self._workers:
+            assert process.poll() is None, "a supervisor ended by itself"
+            process.send_signal(signal.SIGTERM)
+        assert {process.wait(20) for process in self._workers} <= {0}
+        left = [pid for process in self._workers for pid in self.group_of(process.pid)]
+        assert not left, f"processes left over: {left}"
+        self._workers.clear()
+        self._close_publishers()
+        assert self.consumers() == [], "names of consumers are left over"
+        assert self.pending() == 0
+        assert not self.client.keys(f"{self.namespace}:worker:*")
+        self.until(lambda: len(self.client.client_list()) == 1, 5, "no connection is left over, but for this one")
+
+    def _close_publishers(self) -> None:
+        for pubsub in self._opened:
+            pubsub.close()
+        self._opened.clear()
+        left = [thread.name for thread in threading.enumerate() if thread.name.startswith("pubsub")]
+        assert not left, f"threads left over: {left}"
 
     def _names_of_others(self, pids: list[int]) -> list[str]:
         return [name for name in self.consumers() if int(name.split("-")[-2]) not in pids]
@@ -298,8 +356,7 @@ class Field:
             process.wait()
         for thread in self._producers:
             thread.join(30)
-        for pubsub in self._opened:
-            pubsub.close()
+        self._close_publishers()
         self.client.close()
 
 
@@ -318,11 +375,12 @@ class Record:
 
     path: Path | None = field(default_factory=lambda: Path(name) if (name := os.environ.get("CHAOS_RECORD")) else None)
 
-    def __call__(self, fault: str, **measured: object) -> None:
+    def __call__(self, fault: str, verdict: Verdict, **measured: object) -> None:
         """Note one row."""
+        counts = {"published": verdict.published, "lost": len(verdict.lost), "repeated": len(verdict.repeated)}
         if self.path is not None:
             with self.path.open("a") as file:
-                file.write(json.dumps({"fault": fault, **measured}) + "\n")
+                file.write(json.dumps({"fault": fault, **counts, **measured}) + "\n")
 
 
 def rounds() -> Iterator[int]:

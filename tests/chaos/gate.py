@@ -14,13 +14,14 @@ class Gate:
     """Between clients and a server. What it does may be changed at any time, by setting an attribute.
 
     `delay`: seconds that each piece waits, each way. `is_deaf`: what clients send is thrown away. `is_mute`: what the
-    server answers is thrown away. Both together are a half-open connection.
+    server answers is thrown away. Both together are a network that is gone without a word.
     """
 
     def __init__(self, port: int) -> None:
         self._server = ("127.0.0.1", port)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._pairs: set[tuple[socket.socket, socket.socket]] = set()
+        self._half_open: set[socket.socket] = set()  # the clients' ends
         self._lock = threading.Lock()
         self.delay = 0.0
         self.is_deaf = self.is_mute = False
@@ -50,19 +51,26 @@ class Gate:
                         return
                     if self.delay:
                         time.sleep(self.delay)
-                    if one is client and not self.is_deaf:
+                    is_carried = client not in self._half_open
+                    if one is client and is_carried and not self.is_deaf:
                         server.sendall(piece)
-                    if one is server and not self.is_mute:
+                    if one is server and is_carried and not self.is_mute:
                         client.sendall(piece)
         self._close(client, server)
 
-    def _close(self, *pair: socket.socket) -> None:
+    def _close(self, client: socket.socket, server: socket.socket) -> None:
         with self._lock:
-            self._pairs.discard(pair)  # type: ignore[arg-type]
-        for one in pair:
+            self._pairs.discard((client, server))
+            self._half_open.discard(client)
+        for one in (client, server):
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
             one.close()
+
+    def forget(self) -> None:
+        """Make the connections that there are half-open: nothing comes through them any more; new ones are as ever."""
+        with self._lock:
+            self._half_open.update(client for client, _ in self._pairs)
 
     def cut(self, *, reset: bool = False) -> None:
         """End every connection, by FIN or by RST."""

@@ -5,92 +5,114 @@ import signal
 import time
 from pathlib import Path
 
-from tests.chaos import IS_LONG, on, on_each
-from tests.chaos.field import HEARTBEAT, RECOVERY, Field, Record, is_alive, rounds
+from tests.chaos import IS_LONG, on, on_each, with_heartbeats
+from tests.chaos.field import Field, Record, is_alive, rounds
 
 
 @on("redis")
+@with_heartbeats
 def test_a_killed_worker_process(field: Field, record: Record) -> None:
     """Its deliveries run elsewhere in time; only what it had in hand may come twice."""
     field.worker()
-    supervisor = field.worker()
+    supervisor = field.worker(CHAOS_WORK="0.2")
     field.produce()
     slowest, in_hand = 0.0, 0
     for _ in rounds():
         field.until(lambda: len(field.consumers()) >= 4, 20, "all processes are there")
-        time.sleep(1)
-        victim = field.children(supervisor)[0]
-        os.kill(victim, signal.SIGSTOP)
-        in_hand += field.in_hand(victim)
-        os.kill(victim, signal.SIGKILL)
+        field.pause()
+        victim = field.random.choice(field.children(supervisor))
+        field.until_busy(victim)
         killed = time.time()
-        field.until(lambda: field.names_of(victim) == [], 2 * RECOVERY, "taken over")  # noqa: B023  # called in here
-        time.sleep(0.5)
+        in_hand += field.kill(victim)
+        field.until_taken_over(victim)
         slowest = max(slowest, field.recovery({victim}, killed))
     verdict = field.settle()
-    assert not verdict.lost
-    assert not verdict.unknown
+    assert (verdict.lost, verdict.unknown) == ([], [])
     assert len(verdict.repeated) <= in_hand
-    assert slowest <= RECOVERY
+    assert slowest <= field.recovers_within
     field.end_workers()
-    record("a worker process is killed (SIGKILL)", lost=0, repeated=len(verdict.repeated), in_hand=in_hand,
-           published=verdict.published, recovery=slowest / HEARTBEAT * 2)  # fmt: skip
+    record("a worker process is killed (SIGKILL) under load", verdict, in_hand=in_hand,
+           recovery=slowest, heartbeat=field.heartbeat)  # fmt: skip
+
+
+@on("valkey")
+@with_heartbeats
+def test_a_killed_worker_process_of_an_idle_topic(field: Field, record: Record) -> None:
+    """Nothing new comes that could wake the others: they find what it had all the same."""
+    other = field.worker(processes=1)
+    ids = field.publish(2, "long")
+    field.until(lambda: len(field.runs()) == 2, 10, "it has them all")
+    field.worker()
+    (victim,) = field.children(other)
+    os.kill(other, signal.SIGKILL)
+    killed = time.time()
+    assert field.kill(victim) == 2
+    field.until(lambda: len(field.runs()) == 4, 30, "they run again")
+    took = field.recovery({victim}, killed)
+    verdict = field.settle()
+    assert verdict.is_clean
+    assert [run.attempt for run in field.runs()] == [1, 1, 2, 2]
+    assert {run.message_id for run in field.runs()} == set(ids)
+    assert took <= field.recovers_within
+    field.end_workers(killed=[other])
+    record("a worker process is killed, the topic idle", verdict, in_hand=2, recovery=took,
+           heartbeat=field.heartbeat)  # fmt: skip
 
 
 @on("valkey")
 def test_all_worker_processes_killed(field: Field, record: Record) -> None:
     """Supervisors included. Those started afterwards take over."""
-    pids = [field.worker(), field.worker()]
+    pids = [field.worker(CHAOS_WORK="0.05"), field.worker(CHAOS_WORK="0.05")]
     field.produce()
-    time.sleep(1.5)
+    field.pause()
     children = [child for pid in pids for child in field.children(pid)]
-    for pid in [*pids, *children]:
-        os.kill(pid, signal.SIGSTOP)
-    in_hand = field.in_hand(*children)
-    for pid in [*pids, *children]:
-        os.kill(pid, signal.SIGKILL)
+    field.until_busy(*children)
     killed = time.time()
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    in_hand = field.kill(*children)
     field.worker()
+    started = time.time()
     verdict = field.settle()
-    assert not verdict.lost
-    assert not verdict.unknown
+    assert (verdict.lost, verdict.unknown) == ([], [])
     assert len(verdict.repeated) <= in_hand
-    # An idle group: the topic had no other worker meanwhile. The start of the new ones is part of the time.
-    assert field.recovery(set(children), killed) <= RECOVERY + 3
-    field.end_workers_after_kill(pids)
-    record("all worker processes and supervisors are killed", lost=0, repeated=len(verdict.repeated), in_hand=in_hand,
-           published=verdict.published)  # fmt: skip
+    # Nobody could take over before there was somebody.
+    took = field.recovery(set(children), killed) - (started - killed)
+    assert took <= field.recovers_within
+    field.end_workers(killed=pids)
+    record("all worker processes and supervisors are killed", verdict, in_hand=in_hand, recovery=took,
+           heartbeat=field.heartbeat)  # fmt: skip
 
 
 @on("redis")
 def test_a_killed_supervisor(field: Field, record: Record) -> None:
     """Its children notice, finish, and end by themselves: no orphan lives on, and nothing comes twice."""
     field.worker()
-    supervisor = field.worker()
+    supervisor = field.worker(CHAOS_WORK="0.05")
     children = field.children(supervisor)
     field.produce()
-    time.sleep(0.7)
+    field.until_busy(*children)
     os.kill(supervisor, signal.SIGKILL)
     took = field.until(lambda: not any(is_alive(pid) for pid in children), 10, "the orphans are gone")
     verdict = field.settle()
-    assert (verdict.lost, verdict.repeated, verdict.unknown) == ([], {}, [])
-    field.end_workers_after_kill([supervisor])
-    record("the supervisor is killed", lost=0, repeated=0, published=verdict.published, recovery=took)
+    assert verdict.is_clean
+    field.end_workers(killed=[supervisor])
+    record("the supervisor is killed", verdict, recovery=took)
 
 
 @on("valkey")
+@with_heartbeats
 def test_a_frozen_worker_process(field: Field, record: Record) -> None:
     """Thought dead, it goes on later: it settles nothing that others own by then."""
     field.worker()
     supervisor = field.worker(CHAOS_WORK="0.05")
     field.produce()
-    time.sleep(1)
     children = field.children(supervisor)
-    for pid in children:
-        os.kill(pid, signal.SIGSTOP)
-    in_hand = field.in_hand(*children)
+    field.until_busy(*children)
     frozen = time.time()
-    time.sleep(30 if IS_LONG else 2 * RECOVERY)
+    in_hand = field.freeze(*children)
+    field.until_taken_over(*children)
+    time.sleep(max(0.0, (30 if IS_LONG else 0) - (time.time() - frozen)))
     slowest = field.recovery(set(children), frozen)
     for pid in children:
         os.kill(pid, signal.SIGCONT)
@@ -98,11 +120,32 @@ def test_a_frozen_worker_process(field: Field, record: Record) -> None:
     verdict = field.settle()
     assert (verdict.lost, verdict.unknown) == ([], [])
     assert len(verdict.repeated) <= in_hand
-    assert slowest <= RECOVERY
-    assert all(is_alive(pid) for pid in children), "they go on"
+    assert slowest <= field.recovers_within
+    assert all(is_alive(pid) for pid in children), f"they go on\n{field.output()}"
     field.end_workers()
-    record("worker processes are frozen (SIGSTOP, SIGCONT)", lost=0, repeated=len(verdict.repeated), in_hand=in_hand,
-           published=verdict.published, recovery=slowest / HEARTBEAT * 2)  # fmt: skip
+    record("worker processes are frozen, and go on later (SIGSTOP, SIGCONT)", verdict, in_hand=in_hand,
+           recovery=slowest, heartbeat=field.heartbeat)  # fmt: skip
+
+
+@on("redis")
+def test_a_frozen_worker_process_that_goes_on_in_time(field: Field, record: Record) -> None:
+    """Frozen for a shorter time than its lease: nothing comes twice."""
+    field.worker()
+    supervisor = field.worker(CHAOS_WORK="0.05")
+    field.produce()
+    children = field.children(supervisor)
+    for _ in rounds():
+        field.until_busy(*children)
+        for pid in children:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(2 * field.heartbeat)
+        for pid in children:
+            os.kill(pid, signal.SIGCONT)
+        field.pause(2 * field.heartbeat, 3 * field.heartbeat)
+    verdict = field.settle()
+    assert verdict.is_clean
+    field.end_workers()
+    record("worker processes are frozen for 2 heartbeats", verdict, heartbeat=field.heartbeat)
 
 
 @on("redis")
@@ -114,10 +157,10 @@ def test_slow_handlers_among_quick_ones(field: Field, record: Record) -> None:
     field.produce()
     time.sleep(4)
     verdict = field.settle()
-    assert (verdict.lost, verdict.repeated, verdict.unknown) == ([], {}, [])
+    assert verdict.is_clean
     assert set(slow) <= {run.message_id for run in field.runs() if run.ended and run.attempt == 1}
     field.end_workers()
-    record("handlers run longer than 4 heartbeats", lost=0, repeated=0, published=verdict.published)
+    record("handlers run for 10 heartbeats", verdict)
 
 
 @on_each("how", "exit", "segfault", "hog")
@@ -133,11 +176,13 @@ def test_a_poison_message_among_innocents(field: Field, record: Record, how: str
     letters = field.pubsub().dead_letters("orders", group="billing").newest()
     assert [(one.message.id, one.reason.kind) for one in letters] == [(poison, "crashed")]
     starts = [run for run in field.runs() if run.message_id == poison]
-    assert len(starts) == 3
     assert [run.attempt for run in starts] == [1, 2, 3]
     assert letters[0].message.attempt == 4
+    # What was done but not acknowledged when a process died; and two of the three had nothing in hand but the poison.
+    assert len(verdict.repeated) <= 8
     field.end_workers()
-    record(f"a poison message ({how}) among 200", lost=0, repeated=len(verdict.repeated), dead_innocents=0)
+    name = {"exit": "os._exit", "segfault": "a segmentation fault", "hog": "SIGKILL, as when memory is out"}[how]
+    record(f"a poison message ({name}) among 200", verdict, dead_innocents=0)
 
 
 @on_each("how", "spin", "sleep", "regex", "stubborn")
@@ -145,19 +190,31 @@ def test_a_handler_that_never_returns(field: Field, record: Record, how: str) ->
     """It is interrupted, or its process is replaced; the others go on, each once."""
     field.worker(CHAOS_TIMEOUT="0.5")
     (endless,) = field.publish(1, how)
-    field.produce()
-    field.until(lambda: sum(run.message_id == endless for run in field.runs()) >= 3, 40, "it was tried three times")
-    verdict = field.settle(10, but=frozenset({endless}))
-    assert (verdict.lost, verdict.repeated, verdict.unknown) == ([], {}, [])
+    field.produce(pause=0.02)
+    tries = 3 if IS_LONG else 2
+    field.until(lambda: sum(run.message_id == endless for run in field.runs()) >= tries, 60, "it was tried again")
+    verdict = field.settle(20, but=frozenset({endless}))
+    assert (verdict.lost, verdict.unknown) == ([], [])
+    # A regular expression keeps the whole process from running, so it is killed, with what was done and not yet told.
+    assert len(verdict.repeated) <= (4 * tries if how == "regex" else 0)
     attempts = [run.attempt for run in field.runs() if run.message_id == endless]
     assert attempts == list(range(1, len(attempts) + 1))
-    record(f"a handler that never returns ({how})", lost=0, repeated=0, published=verdict.published)
+    name = {"spin": "a loop in Python", "sleep": "one call in C", "regex": "one call in C that keeps all from running",
+            "stubborn": "it catches everything"}[how]  # fmt: skip
+    record(f"a handler that never returns ({name})", verdict)
 
 
-@on_each("thread", "pubsub-settler", "pubsub-maintenance", "pubsub-handler-1")
+@on_each("thread", "pubsub-settler", "pubsub-maintenance", "pubsub-handler-1", "pubsub-timeouts", "pubsub-event-loop")
 def test_the_death_of_a_library_thread(field: Field, record: Record, thread: str, tmp_path: Path) -> None:
     """The process is replaced within 5 s: never alive but deaf."""
-    supervisor = field.worker(processes=1, CHAOS_DEATH=thread, CHAOS_DEATH_ONCE=f"{tmp_path}/once")
+    supervisor = field.worker(
+        processes=1,
+        CHAOS_DEATH=thread,
+        CHAOS_DEATH_ONCE=f"{tmp_path}/once",
+        # The thread that watches the timeouts sleeps until the next one, and dies when it wakes up.
+        CHAOS_TIMEOUT="2" if thread == "pubsub-timeouts" else "60",
+        CHAOS_ASYNC="1" if thread == "pubsub-event-loop" else "",
+    )
     (first,) = field.children(supervisor)
     field.produce(pause=0.05)
     field.until(lambda: bool(field.noted("death")), 10, "the thread was struck")
@@ -168,10 +225,9 @@ def test_the_death_of_a_library_thread(field: Field, record: Record, thread: str
     verdict = field.settle()
     assert (verdict.lost, verdict.unknown) == ([], [])
     assert len(verdict.repeated) <= 4
-    # A blocked thread is struck when it next runs Python code: a settler or reader at its next piece of work.
-    assert took <= 5 + 1
+    assert took <= 5
     field.end_workers()
-    record(f"the thread {thread} dies", lost=0, repeated=len(verdict.repeated), recovery=took)
+    record(f"the thread {thread} dies", verdict, recovery=took)
 
 
 @on("valkey")
@@ -179,24 +235,20 @@ def test_sigterm_under_load_and_sigkill_while_draining(field: Field, record: Rec
     """A drain repeats nothing; one cut short repeats what was in hand at most."""
     field.worker()
     field.produce()
-    drained = field.worker()
-    time.sleep(0.5)
+    drained = field.worker(CHAOS_WORK="0.05")
+    field.until_busy(*field.children(drained))
     os.kill(drained, signal.SIGTERM)
     field.until(lambda: not field.children(drained), 5, "it has drained")
     before = field.judge()
     assert (before.repeated, before.unknown) == ({}, [])
     cut = field.worker(CHAOS_WORK="0.5")
-    time.sleep(0.7)
     children = field.children(cut)
+    field.until_busy(*children)
     os.kill(cut, signal.SIGTERM)
-    time.sleep(0.1)
-    for pid in children:
-        os.kill(pid, signal.SIGSTOP)
-    in_hand = field.in_hand(*children)
-    for pid in [*children, cut]:
-        os.kill(pid, signal.SIGKILL)
+    field.pause(0.05, 0.3)
+    in_hand = field.kill(cut, *(child for child in children if is_alive(child)))
     verdict = field.settle()
     assert (verdict.lost, verdict.unknown) == ([], [])
     assert len(verdict.repeated) <= in_hand
-    field.end_workers_after_kill([cut])
-    record("SIGTERM under load; SIGKILL while draining", lost=0, repeated=len(verdict.repeated), in_hand=in_hand)
+    field.end_workers(killed=[cut, drained])
+    record("SIGTERM under load; SIGKILL while draining", verdict, in_hand=in_hand)
