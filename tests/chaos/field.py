@@ -107,7 +107,7 @@ class Field:
             "PYTHONPATH": str(HERE.parent.parent),
         }
         command = [str(Path(sys.executable).parent / "pubsub"), "worker", "tests.chaos.app:pubsub", "-l", "WARNING"]
-        before = len(self.consumers())
+        before = set(self.consumers())
         with self._output.open("ab") as output:
             process = subprocess.Popen(
                 [*command, "-p", str(processes), "-t", str(threads)],
@@ -119,7 +119,7 @@ class Field:
                 start_new_session=True,
             )
         self._workers.append(process)
-        self.until(lambda: len(self.consumers()) >= before + processes, 20, "the worker has joined")
+        self.until(lambda: len(set(self.consumers()) - before) >= processes, 20, "the worker has joined")
         return process.pid
 
     def produce(self, url: str | None = None, *, pause: float = 0.005, **settings: Any) -> None:
@@ -204,6 +204,10 @@ class Field:
             os.kill(pid, signal.SIGKILL)
         self.until(lambda: not any(map(is_alive, pids)), 5, "the killed are dead")
         return self.in_hand(*pids)
+
+    def kill_connections(self) -> None:
+        """CLIENT KILL of all but this one."""
+        self.client.client_kill_filter(_type="normal", skipme=True)
 
     def freeze(self, *pids: int) -> int:
         """SIGSTOP. Returns how many deliveries the processes had in hand before others took over.

@@ -44,7 +44,8 @@ class Gate:
     def _carry(self, client: socket.socket, server: socket.socket) -> None:
         with contextlib.suppress(OSError, ValueError):
             while True:
-                for one in select.select([client, server], [], [])[0]:
+                # Not for ever: as long as somebody waits for a socket, it is not reset by being closed.
+                for one in select.select([client, server], [], [], 0.05)[0]:
                     piece = one.recv(65536)
                     if not piece:
                         self._close(client, server)

@@ -160,7 +160,7 @@ def test_an_operators_command(field: Field, record: Record, what: str) -> None:
             case "group":
                 field.client.xgroup_destroy(field.stream, "billing")
             case "connections":
-                field.client.client_kill_filter(_type="normal", skipme=True)
+                field.kill_connections()
             case _:
                 field.client.script_flush()
     verdict = field.settle()
@@ -280,9 +280,7 @@ def test_thousands_of_dead_letters_replayed(field: Field, record: Record) -> Non
     field.worker(CHAOS_WORK="0")
     began = time.monotonic()
     while not is_empty(letters):
-        killer = threading.Timer(
-            0.3, field.client.execute_command, ["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]
-        )
+        killer = threading.Timer(0.3, field.kill_connections)
         killer.start()
         with contextlib.suppress(BrokerError):
             letters.replay()
