@@ -388,5 +388,5 @@ class Record:
 
 
 def rounds() -> Iterator[int]:
-    """How often a fault is repeated within one attack: thrice, or what CHAOS_ROUNDS says."""
-    yield from range(int(os.environ.get("CHAOS_ROUNDS", "3")))
+    """How often a fault is repeated within one attack: twice, or what CHAOS_ROUNDS says."""
+    yield from range(int(os.environ.get("CHAOS_ROUNDS", "2")))
