@@ -40,6 +40,7 @@ _MOST = 500  # entries of a topic in one read
 _REMEMBERED = 20_000  # settled entries per group; a worker settles fewer between two looks
 _TRIM = 10_000  # entries in one script call
 _TIDY = 60.0  # seconds
+_NO_KEY = -2  # what PTTL says of one
 _MARGIN = 1.0  # seconds that the server would wait longer than we do, if we did not call it off
 
 Deliveries = list[Delivery[bytes]]
@@ -622,8 +623,9 @@ class RedisConsumer:
             self._look_at = now + 2 * self._heartbeat
             if now < self._patient_until:
                 self._suspects.clear()
-            elif self._is_certain and (self._suspects or self._is_our_turn()):
-                self._look_for_dead_consumers()
+            if self._is_certain and (self._suspects or self._is_our_turn()):
+                if now >= self._patient_until:
+                    self._look_for_dead_consumers()
                 self._retain()
                 self._look_at = now + (self._heartbeat if self._suspects else 2 * self._heartbeat)
         return max(0.0, min(self._beat_at, self._look_at) - time.monotonic())
@@ -632,7 +634,12 @@ class RedisConsumer:
         key = look_key(self._namespace, self._concern)
         period = int(1800 * self._heartbeat)
         try:
-            return bool(self._broker.call(key, ("SET", key, self._name, "NX", "PX", period), "taking turns"))
+            if self._broker.call(key, ("SET", key, self._name, "NX", "PX", period), "taking turns"):
+                return True
+            if self._broker.call(key, ("PTTL", key), "taking turns") <= period:
+                return False
+            # The server's clock was set back, and this would hold for as much longer.
+            return bool(self._broker.call(key, ("SET", key, self._name, "PX", period), "taking turns"))
         except BrokerFull:
             return False  # taking over would need memory, too
 
@@ -678,7 +685,11 @@ class RedisConsumer:
 
     def _has_sign(self, consumer: bytes) -> bool:
         sign = self._sign_of(consumer)
-        return bool(self._broker.call(sign, ("EXISTS", sign), "looking for a sign of life"))
+        left = self._broker.call(sign, ("PTTL", sign), "looking for a sign of life")
+        expiry = int(4000 * self._heartbeat)
+        if left > 2 * expiry:  # the server's clock was set back: who lives will say so again before it expires
+            self._broker.call(sign, ("PEXPIRE", sign, expiry), "looking for a sign of life")
+        return bool(left != _NO_KEY)
 
     def _take_over(self, key: SubscriptionKey, dead: bytes) -> None:
         group = self._groups[key]
@@ -765,17 +776,28 @@ class RedisConsumer:
             return
         self._is_closed = True
         try:
-            for group in self._groups.values():
-                if group.was_made:
-                    self._leave(group)
-            if self._has_beaten:
-                sign = worker_key(self._namespace, self._name)
-                self._broker.call(sign, ("DEL", sign), "leaving")
+            self._leave_all()
+        except BrokerUnavailable:  # perhaps only the connection was dead that this came to
+            self._leave_late()
         except PubSubError as error:
-            log.warning("left without a word, others notice it once the sign of life expires: %s", error)
+            _say_left_without_a_word(error)
         self._start_over()
         self._wake_in.close()
         self._wake_out.close()
+
+    def _leave_late(self) -> None:
+        try:
+            self._leave_all()
+        except PubSubError as error:
+            _say_left_without_a_word(error)
+
+    def _leave_all(self) -> None:
+        for group in self._groups.values():
+            if group.was_made:
+                self._leave(group)
+        if self._has_beaten:
+            sign = worker_key(self._namespace, self._name)
+            self._broker.call(sign, ("DEL", sign), "leaving")
 
     def _leave(self, group: _Group) -> None:
         group.held.clear()
@@ -836,6 +858,10 @@ def _milliseconds(entry_id: str) -> int:
 
 def _digest(keys: Iterable[SubscriptionKey]) -> str:
     return hashlib.sha1(repr(sorted(keys)).encode(), usedforsecurity=False).hexdigest()[:12]
+
+
+def _say_left_without_a_word(error: PubSubError) -> None:
+    log.warning("left without a word, others notice it once the sign of life expires: %s", error)
 
 
 def _shown(key: SubscriptionKey) -> str:

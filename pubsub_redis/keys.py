@@ -26,7 +26,9 @@ class TopicKeys:
         return f"{self.prefix}:suspects:{group}"
 
     def failures(self, group: str) -> str:
-        """A hash: entry id → crashes and the time of the first failure (ms), for entries that failed or crashed."""
+        """A hash: entry id → crashes and the time of the first failure (ms), for entries that failed or crashed;
+        "~seen" → the time of the server at the last look at what is due.
+        """
         return f"{self.prefix}:failures:{group}"
 
     @property

@@ -32,8 +32,14 @@ _pack: Callable[[Command], bytes] = hiredis.pack_command  # type: ignore[assignm
 @cache
 def script(name: str) -> tuple[str, str]:
     """Return the source of a Lua script and its SHA-1, by which the server knows it."""
-    source = (files("pubsub_redis") / "scripts" / f"{name}.lua").read_text(encoding="utf-8")
+    source = _source(name)
+    if "server_time(" in source:
+        source = _source("clock") + source
     return source, hashlib.sha1(source.encode()).hexdigest()  # noqa: S324  # the server's own name for it
+
+
+def _source(name: str) -> str:
+    return (files("pubsub_redis") / "scripts" / f"{name}.lua").read_text(encoding="utf-8")
 
 
 def script_call(name: str, keys: Sequence[str], *arguments: str | bytes | int) -> Command:

@@ -4,8 +4,7 @@
 -- ARGV: 1 group, 2 caller, 3 delay in ms, 4 "1" if the attempt counts else "0", 5 control channel, 6 wake-up text,
 --       then pairs of entry id and attempt.
 -- Returns: the ids that were not the caller's any more.
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local now = server_time(KEYS[2], KEYS[3], KEYS[4])
 local due_at = now + tonumber(ARGV[3])
 local first = {}
 for i = 2, 3 do first[i] = tonumber(redis.call('ZRANGE', KEYS[i], 0, 0, 'WITHSCORES')[2] or math.huge) end

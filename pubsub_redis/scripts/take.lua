@@ -3,8 +3,7 @@
 -- ARGV: 1 group, 2 caller, 3 how many at most, 4 how many of them may be suspects.
 -- Returns: ms until the next one is due, ms until the next suspect is (-1: none), then for each delivery:
 --          {id, attempt, crashes, fields}.
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local now = server_time(KEYS[2], KEYS[3], KEYS[4])
 local result = {-1, -1}
 local function take(list, most)
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[list], '-inf', now, 'LIMIT', 0, most)) do

@@ -5,7 +5,9 @@
 local page = redis.call('HSCAN', KEYS[2], ARGV[2], 'COUNT', 100)
 for i = 1, #page[2], 2 do
   local id = page[2][i]
-  if #redis.call('XPENDING', KEYS[1], ARGV[1], id, id, 1) == 0 then redis.call('HDEL', KEYS[2], id) end
+  if id:sub(1, 1) ~= '~' and #redis.call('XPENDING', KEYS[1], ARGV[1], id, id, 1) == 0 then
+    redis.call('HDEL', KEYS[2], id)
+  end
 end
 local time = redis.call('TIME')
 local cut = string.format('%.0f-0', math.max(0, time[1] * 1000 + math.floor(time[2] / 1000) - ARGV[3]))
