@@ -13,9 +13,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from itertools import compress, count
+from itertools import count
 from time import monotonic
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, assert_never
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -51,6 +51,8 @@ _SETTINGS = settings(
     suppress_health_check=list(HealthCheck),
 )
 
+T = TypeVar("T")
+How = Literal["ack", "nack", "nack far", "release", "dead-letter", "receive"]
 State = Literal["unread", "waiting", "held", "parked", "settled", "dead"]
 
 
@@ -156,6 +158,8 @@ class Group:
 class World:
     """A broker, everything that was done to it, and what must be the case now."""
 
+    reuses_positions = False  # a replay has the place that it had, so what was handed out before it is not used late
+
     def __init__(self, broker: Broker, namespace: str) -> None:
         assert isinstance(broker, Inspector)
         self.broker: Broker = broker
@@ -207,8 +211,12 @@ class World:
                     group.add(key, message)
         return member
 
-    def pick(self, who: int) -> Member:
-        return self.alive[who % len(self.alive)] if self.alive else self.open(KEYS)
+    def pick(self, who: int, *, busy: bool = False) -> Member:
+        """Return a consumer that is alive; if it shall be busy, one that has something, if there is anything."""
+        member = self.alive[who % len(self.alive)] if self.alive else self.open(KEYS)
+        if busy and not member.hand:
+            self.receive(member, dict.fromkeys(KEYS, 2))
+        return member
 
     def receive(self, member: Member, credit: Mapping[SubscriptionKey, int], done: Sequence[Held] = ()) -> list[Held]:
         """Receive until nothing more must come. A receive may return less than there is."""
@@ -260,6 +268,26 @@ class World:
             return False
         ready = [one for key, asked in credit.items() if asked for one in self.groups[key].entries if one.is_ready]
         return any(not one.crashes or not suspects for one in ready)
+
+    def settle(self, member: Member, helds: Sequence[Held], how: How, reason: DeadLetterReason) -> None:
+        """Settle deliveries that the consumer has, or had once."""
+        match how:
+            case "ack":
+                self.ack(member, [*helds, *helds])
+            case "receive" if member in self.alive:
+                self.receive(member, {}, helds)
+            case "receive":
+                self.ack(member, helds)
+            case "release":
+                self.release(member, [*helds, *helds])
+            case "nack" | "nack far":
+                for held in helds:
+                    self.nack(held, is_far=how == "nack far")
+            case "dead-letter":
+                for held in helds:
+                    self.dead_letter(held, reason)
+            case _:
+                assert_never(how)
 
     def ack(self, member: Member, helds: Sequence[Held]) -> None:
         member.consumer.ack([one.delivery for one in helds])
@@ -314,7 +342,6 @@ class World:
             member.is_taken_over = True
             for entry in self._held_by(member):
                 entry.park(failures=1, crashes=1)
-            member.lay_down([*member.hand])
 
     def _held_by(self, member: Member) -> list[Entry]:
         return [one for group in self.groups.values() for one in group.entries if one.holder is member]
@@ -335,32 +362,36 @@ class World:
             entry.park()
         member.lay_down([*member.hand])
 
-    def replay(self, key: SubscriptionKey, chosen: Sequence[bool]) -> None:
-        group = self.groups.get(key)
-        letters = self.inspector.dead_letters(key)
-        positions = [one.position for one in compress(letters, chosen)]
-        assert self.inspector.replay(key, positions) == len(positions)
-        assert self.inspector.replay(key, positions) == 0, "they were there no more"
-        for letter in self._removed(group, chosen):
-            message = letter.entry.message
-            assert group is not None
-            group.entries.append(Entry(key, message, "replay", "waiting"))
+    def replay(self, key: SubscriptionKey, which: Sequence[int]) -> None:
+        for letter in self._remove_letters(key, which, self.inspector.replay):
+            group = self.groups[key]
+            group.entries.append(Entry(key, letter.entry.message, "replay", "waiting"))
             group.had_replays = True
+            if self.reuses_positions:
+                for member in self.members:
+                    member.past = [one for one in member.past if one.entry is not letter.entry]
+                    member.hand = [one for one in member.hand if one.entry is not letter.entry]
 
-    def discard(self, key: SubscriptionKey, chosen: Sequence[bool]) -> None:
-        letters = self.inspector.dead_letters(key)
-        positions = [one.position for one in compress(letters, chosen)]
-        assert self.inspector.discard(key, positions) == len(positions)
-        assert self.inspector.discard(key, positions) == 0, "they were there no more"
-        self._removed(self.groups.get(key), chosen)
+    def discard(self, key: SubscriptionKey, which: Sequence[int]) -> None:
+        self._remove_letters(key, which, self.inspector.discard)
 
-    def _removed(self, group: Group | None, chosen: Sequence[bool]) -> list[Letter]:
-        """Take letters out of the model, in which the newest is the last."""
-        if group is None:
-            return []
-        removed = [*compress(reversed(group.letters), chosen)]
-        group.letters = [one for one in group.letters if one not in removed]
+    def _remove_letters(
+        self, key: SubscriptionKey, which: Sequence[int], remove: Callable[[SubscriptionKey, Sequence[str]], int]
+    ) -> list[Letter]:
+        there = [*reversed(self.groups[key].letters)] if key in self.groups else []
+        removed = _picked(there, which)
+        positions = _picked([one.position for one in self.inspector.dead_letters(key)], which)
+        assert remove(key, positions) == len(removed)
+        assert remove(key, positions) == 0, "they were there no more"
+        if removed:
+            self.groups[key].letters = [one for one in self.groups[key].letters if one not in removed]
         return removed
+
+    def desert(self) -> None:
+        """Leave nobody who consumes anything."""
+        self.take_over()
+        for member in [*self.alive]:
+            self.close(member)
 
     def remove_group(self, key: SubscriptionKey) -> None:
         present = [one for one in [*self.alive, *self.frozen] if key in one.keys and not one.is_taken_over]
@@ -403,8 +434,8 @@ class World:
             oldest = min(one.message.published_at for one in unsettled)
             assert state.oldest_unsettled is not None
             assert state.oldest_unsettled > oldest - timedelta(milliseconds=2)
-        else:
-            assert state.oldest_unsettled is None
+        elif not any(other.had_replays for key, other in self.groups.items() if key.topic == state.key.topic):
+            assert state.oldest_unsettled is None  # a server counts the replays of others until it has passed them over
 
     def _check_letters(self, key: SubscriptionKey, letters: Sequence[DeadLetter]) -> None:
         expected = [*reversed(self.groups[key].letters)] if key in self.groups else []
@@ -419,9 +450,7 @@ class World:
 
     def drain(self) -> None:
         """Everything that is published ends somewhere: nothing is lost, and nothing comes that was settled."""
-        self.take_over()
-        for member in [*self.alive]:
-            self.close(member)
+        self.desert()
         last = self.open(KEYS)
         done: list[Held] = []
         while more := self.receive(last, dict.fromkeys(KEYS, 100), done):
@@ -451,6 +480,8 @@ def assert_same(message: Message[bytes], entry: Entry) -> None:
 
 
 class MemoryWorld(World):
+    reuses_positions = True
+
     def __init__(self) -> None:
         self.clock = ManualClock()
         super().__init__(open_memory("memory://", _options(self.clock, "memory")), "memory")
@@ -502,7 +533,7 @@ def _options(clock: Clock, namespace: str) -> BrokerOptions:
 # The steps.
 
 some = st.integers(0, 11)
-chosen = st.lists(st.booleans(), max_size=8)
+picks = st.lists(some, min_size=1, max_size=4)
 reasons = st.builds(
     DeadLetterReason,
     st.sampled_from(("retries exhausted", "rejected", "crashed", "expired")),
@@ -518,7 +549,7 @@ contents = st.fixed_dictionaries(
         "source": st.sampled_from(("publish", "publish", "cron")),
     }
 )
-credits_ = st.tuples(*[st.integers(0, 5)] * len(KEYS))
+credits_ = st.tuples(*[st.sampled_from((0, 1, 2, 3, 10))] * len(KEYS))
 how = st.sampled_from(("ack", "nack", "nack far", "release", "dead-letter", "receive"))
 
 
@@ -557,45 +588,26 @@ class RandomUse(RuleBasedStateMachine):
     def open(self, which: set[SubscriptionKey]) -> None:
         self._in_both(lambda world: world.open(sorted(which)) if len(world.alive) < 4 else None)
 
-    @rule(who=some, credit=credits_, done=chosen)
-    def receive(self, who: int, credit: Sequence[int], done: Sequence[bool]) -> None:
+    @rule(who=some, credit=credits_, done=st.one_of(st.just([]), picks))
+    def receive(self, who: int, credit: Sequence[int], done: Sequence[int]) -> None:
         def step(world: World) -> None:
             member = world.pick(who)
-            world.receive(member, dict(zip(KEYS, credit, strict=True)), [*compress(member.hand, done)])
+            world.receive(member, dict(zip(KEYS, credit, strict=True)), _picked(member.hand, done))
 
         self._in_both(step)
 
-    @rule(who=some, which=chosen, release=st.booleans())
-    def settle_some(self, who: int, which: Sequence[bool], release: bool) -> None:
+    @rule(who=some, which=picks, how=how, reason=reasons)
+    def settle(self, who: int, which: Sequence[int], how: How, reason: DeadLetterReason) -> None:
         def step(world: World) -> None:
-            member = world.pick(who)
-            helds = [*compress(member.hand, which)]
-            (world.release if release else world.ack)(member, helds)
+            member = world.pick(who, busy=True)
+            world.settle(member, _picked(member.hand, which), how, reason)
 
         self._in_both(step)
 
-    @rule(who=some, which=some, is_far=st.booleans())
-    def nack(self, who: int, which: int, is_far: bool) -> None:
+    @rule(who=some, busy=st.booleans(), is_noticed=st.booleans())
+    def crash(self, who: int, busy: bool, is_noticed: bool) -> None:
         def step(world: World) -> None:
-            hand = world.pick(who).hand
-            if hand:
-                world.nack(hand[which % len(hand)], is_far=is_far)
-
-        self._in_both(step)
-
-    @rule(who=some, which=some, reason=reasons)
-    def dead_letter(self, who: int, which: int, reason: DeadLetterReason) -> None:
-        def step(world: World) -> None:
-            hand = world.pick(who).hand
-            if hand:
-                world.dead_letter(hand[which % len(hand)], reason)
-
-        self._in_both(step)
-
-    @rule(who=some, is_noticed=st.booleans())
-    def crash(self, who: int, is_noticed: bool) -> None:
-        def step(world: World) -> None:
-            world.crash(world.pick(who))
+            world.crash(world.pick(who, busy=busy))
             if is_noticed:
                 world.take_over()
 
@@ -609,28 +621,16 @@ class RandomUse(RuleBasedStateMachine):
     def thaw(self, who: int) -> None:
         self._in_both(lambda world: world.go_on(world.frozen[who % len(world.frozen)]) if world.frozen else None)
 
-    @rule(who=some, which=some, how=how, reason=reasons)
-    def use_late(self, who: int, which: int, how: str, reason: DeadLetterReason) -> None:
+    @rule(who=some, which=picks, how=how, reason=reasons)
+    def settle_late(self, who: int, which: Sequence[int], how: How, reason: DeadLetterReason) -> None:
         """By a consumer that is frozen, closed or alive: what it lost, or settled already."""
 
         def step(world: World) -> None:
             members = [one for one in world.members if one.past or (one.is_frozen and one.hand)]
-            if not members:
-                return
-            member = members[who % len(members)]
-            helds = [*member.past, *(member.hand if member.is_frozen else ())]
-            held = helds[-1 - which % len(helds)]
-            match how:
-                case "ack":
-                    world.ack(member, [held])
-                case "nack" | "nack far":
-                    world.nack(held, is_far=how == "nack far")
-                case "release":
-                    world.release(member, [held, held])
-                case "dead-letter":
-                    world.dead_letter(held, reason)
-                case "receive" if member in world.alive:
-                    world.receive(member, {}, [held])
+            if members:
+                member = members[who % len(members)]
+                helds = [*member.past, *(member.hand if member.is_frozen else ())]
+                world.settle(member, _picked(helds[::-1], which), how, reason)
 
         self._in_both(step)
 
@@ -638,17 +638,33 @@ class RandomUse(RuleBasedStateMachine):
     def close(self, who: int) -> None:
         self._in_both(lambda world: world.close(world.pick(who)))
 
-    @rule(key=st.sampled_from(KEYS), which=chosen)
-    def replay(self, key: SubscriptionKey, which: Sequence[bool]) -> None:
-        self._in_both(lambda world: world.replay(key, which))
+    @rule(who=some, dead=picks, reason=reasons, replayed=picks)
+    def bury_and_replay(self, who: int, dead: Sequence[int], reason: DeadLetterReason, replayed: Sequence[int]) -> None:
+        def step(world: World) -> None:
+            member = world.pick(who, busy=True)
+            helds = _picked(member.hand, dead)
+            world.settle(member, helds, "dead-letter", reason)
+            for key in dict.fromkeys(one.entry.key for one in helds):
+                world.replay(key, replayed)
 
-    @rule(key=st.sampled_from(KEYS), which=chosen)
-    def discard(self, key: SubscriptionKey, which: Sequence[bool]) -> None:
-        self._in_both(lambda world: world.discard(key, which))
+        self._in_both(step)
 
-    @rule(key=st.sampled_from(KEYS))
-    def remove_group(self, key: SubscriptionKey) -> None:
-        self._in_both(lambda world: world.remove_group(key))
+    @rule(which=some, letters=picks, is_replayed=st.booleans())
+    def mend(self, which: int, letters: Sequence[int], is_replayed: bool) -> None:
+        def step(world: World) -> None:
+            keys = [key for key, group in world.groups.items() if group.letters] or KEYS
+            (world.replay if is_replayed else world.discard)(keys[which % len(keys)], letters)
+
+        self._in_both(step)
+
+    @rule(key=st.sampled_from(KEYS), is_deserted=st.sampled_from((False, False, False, True)))
+    def remove_group(self, key: SubscriptionKey, is_deserted: bool) -> None:
+        def step(world: World) -> None:
+            if is_deserted:
+                world.desert()
+            world.remove_group(key)
+
+        self._in_both(step)
 
     def teardown(self) -> None:
         try:
@@ -659,7 +675,12 @@ class RandomUse(RuleBasedStateMachine):
                 world.clean_up()
 
 
+def _picked(there: Sequence[T], which: Sequence[int]) -> list[T]:
+    """Return some of what is there, each once."""
+    return [there[number] for number in dict.fromkeys(one % len(there) for one in which)] if there else []
+
+
 @pytest.mark.parametrize("server", ["redis", "valkey"])
 def test_random_use_keeps_the_contract(server: str, request: pytest.FixtureRequest) -> None:
     running: RealServer = request.getfixturevalue(server)
-    run_state_machine_as_test(lambda: RandomUse(running.url), settings=_SETTINGS)
+    run_state_machine_as_test(lambda: RandomUse(running.url), settings=_SETTINGS)  # type: ignore[arg-type]  # a function does
