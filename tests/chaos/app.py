@@ -27,10 +27,9 @@ def note(what: str, message: Message[Any]) -> None:
 
 def handle(message: Message[Any]) -> None:
     note("start", message)
-    if message.payload["do"] == "fail once" and message.attempt == 1:
-        raise ValueError
-    if message.payload["do"] == "fail later" and message.attempt == 1:
-        raise Retry(delay=3)
+    if message.attempt == 1 and message.payload["do"] in ("fail once", "fail later"):
+        note("failure", message)
+        raise ValueError if message.payload["do"] == "fail once" else Retry(delay=3)
     misbehave(message.payload["do"])
     time.sleep(_WORK)
     note("end", message)

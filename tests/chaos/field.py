@@ -39,6 +39,12 @@ class Run:
     pid: int
     started: float
     ended: float | None = None
+    has_failed: bool = False
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether it was neither successful nor an error, as far as is known."""
+        return self.ended is None and not self.has_failed
 
 
 @dataclass
@@ -248,6 +254,8 @@ class Field:
                 runs.append(run)
             elif what == "end":
                 open_runs[message_id, attempt, pid].ended = moment
+            elif what == "failure":
+                open_runs[message_id, attempt, pid].has_failed = True
         return runs
 
     def noted(self, what: str) -> list[tuple[int, float]]:
@@ -303,7 +311,7 @@ class Field:
 
     def recovery(self, dead: set[int], since: float) -> float:
         """Return the seconds until the last run that died with these processes was begun again elsewhere."""
-        cut = {run.message_id for run in self.runs() if run.pid in dead and run.ended is None}
+        cut = {run.message_id for run in self.runs() if run.pid in dead and run.is_cut_off}
         assert cut, "the dead had nothing in hand"
         again: dict[str, float] = {}
 
