@@ -106,12 +106,12 @@ class Timeouts:
 
     def _watch(self) -> None:
         while not self._is_stopping:
-            self._is_wanted_earlier.clear()
             self._wakes_at = 0.0  # who begins while we look needs not wake us: it is seen here, or by the next look
             self._wakes_at = wakes_at = self._look(monotonic())
             if any(not run.is_interrupted and run.deadline < wakes_at for run in self._runs.copy()):
                 continue
             self._is_wanted_earlier.wait(max(0.0, wakes_at - monotonic()))
+            self._is_wanted_earlier.clear()  # before both looks: at `_is_stopping`, and at the runs
 
     def _look(self, now: float) -> float:
         """Interrupt and give up what has to be; return when to look again."""
