@@ -1022,8 +1022,9 @@ def test_a_broker_that_is_away_for_a_while_costs_no_message_and_makes_no_duplica
     assert sorted(shop.seen.items) == sorted(expected * 2)
     assert shop.left() == 0
     shop.wait_settled(60)
-    wait_for_log(caplog, lambda: len(outages_in(caplog)) == 2)
-    assert outages_in(caplog) == ["the broker is away", "the broker is back"]
+    wait_for_log(caplog, lambda: outages_in(caplog)[-1:] == ["the broker is back"])
+    # Twice if a thread learns of its failure when the others are over it already; see the next tests for once.
+    assert outages_in(caplog) in (["the broker is away", "the broker is back"] * times for times in (1, 2))
 
 
 def wait_for_log(caplog: pytest.LogCaptureFixture, is_so: Callable[[], bool]) -> None:
@@ -1036,12 +1037,12 @@ def wait_for_log(caplog: pytest.LogCaptureFixture, is_so: Callable[[], bool]) ->
                 changed.notify_all()
 
     bell = Bell()
-    logging.getLogger("pubsub").addHandler(bell)
+    logging.getLogger().addHandler(bell)  # the last in line, so that caplog has the record already
     try:
         with changed:
             assert changed.wait_for(is_so, WITHIN), caplog.text
     finally:
-        logging.getLogger("pubsub").removeHandler(bell)
+        logging.getLogger().removeHandler(bell)
 
 
 def test_each_outage_is_told_once(shop, caplog):
