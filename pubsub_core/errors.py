@@ -26,6 +26,8 @@
 """
 
 from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
 
 
 class PubSubError(Exception):
@@ -70,6 +72,10 @@ class PublishUncertain(PublishError):
         super().__init__(message)
         self.message_ids = tuple(message_ids)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Cross processes whole."""
+        return type(self), (str(self), self.message_ids)
+
 
 class NotConfirmed(PublishError):
     """The messages are stored, but disk or replicas did not confirm that in time: they may be lost with the server.
@@ -81,6 +87,10 @@ class NotConfirmed(PublishError):
     def __init__(self, message: str, message_ids: Sequence[str]) -> None:
         super().__init__(message)
         self.message_ids = tuple(message_ids)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Cross processes whole."""
+        return type(self), (str(self), self.message_ids)
 
 
 class BrokerError(PubSubError):
@@ -136,16 +146,21 @@ class HandlerTimeout(WorkerError):
 
 
 class Retry(Exception):
-    """Raise it in a handler to be called again with this message, after `delay` seconds.
+    """Raise it in a handler to be called again with this message, after `delay` (seconds or a timedelta).
 
     The attempt counts, but the retry policy is not asked: a handler that always raises it is called for ever.
     """
 
-    def __init__(self, delay: float = 0) -> None:
-        if not 0 <= delay < float("inf"):
-            raise ValueError(f"Retry(delay={delay!r}): the delay is a number of seconds, 0 or more")
-        super().__init__(f"asked to be called again in {delay} s")
-        self.delay = float(delay)
+    def __init__(self, delay: float | timedelta = 0) -> None:
+        seconds = delay.total_seconds() if isinstance(delay, timedelta) else delay
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < float("inf"):
+            raise ValueError(f"Retry(delay={delay!r}): the delay is a number of seconds or a timedelta, 0 or more")
+        super().__init__(f"asked to be called again in {float(seconds)} s")
+        self.delay = float(seconds)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Cross processes whole: a handler may get it from a pool of them."""
+        return type(self), (self.delay,)
 
 
 class Reject(Exception):

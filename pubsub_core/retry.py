@@ -2,13 +2,14 @@
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Protocol
 
 from pubsub_core.errors import ConfigurationError
 
-ErrorTypes = Sequence[type[BaseException]] | type[BaseException]
+ErrorTypes = Collection[type[Exception]] | type[Exception]
 
 
 class RetryPolicy(Protocol):
@@ -18,15 +19,38 @@ class RetryPolicy(Protocol):
         """Return the seconds to wait after `attempt` (1 = the first) failed with `error`, or None to give up."""
 
 
-def _check_numbers(policy: object, **values: float) -> None:
+def _seconds(time: float | timedelta) -> float:
+    return time.total_seconds() if isinstance(time, timedelta) else time
+
+
+def _check_numbers(policy: object, **values: object) -> None:
     for name, value in values.items():
-        if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not 0 <= value < math.inf:  # type: ignore[operator]  # only a number gets there
             raise ConfigurationError(
                 f"{type(policy).__name__}({name}={value!r}): {name} must be a finite number, 0 or more"
             )
 
 
-def _types(errors: ErrorTypes) -> tuple[type[BaseException], ...]:
+def _check_count(policy: object, max_retries: object) -> None:
+    if not isinstance(max_retries, int):
+        raise ConfigurationError(
+            f"{type(policy).__name__}(max_retries={max_retries!r}): max_retries must be a whole number"
+        )
+
+
+def _check_errors(policy: object, **values: ErrorTypes) -> None:
+    for name, value in values.items():
+        one_by_one = value if isinstance(value, Collection) else [value]
+        for one in one_by_one:
+            if not (isinstance(one, type) and issubclass(one, Exception)):
+                # A handler that raises SystemExit and the like failed with a WorkerError, as far as a policy knows.
+                raise ConfigurationError(
+                    f"{type(policy).__name__}({name}={value!r}): {name} must be subclasses of Exception"
+                )
+
+
+def _types(errors: ErrorTypes) -> tuple[type[Exception], ...]:
     return (errors,) if isinstance(errors, type) else tuple(errors)
 
 
@@ -38,34 +62,38 @@ def _is_retryable(error: Exception, retry_on: ErrorTypes, never_on: ErrorTypes) 
 class ExponentialBackoff:
     """Wait `initial * factor ** (attempt - 1)` seconds, at most `maximum`; give up after `max_retries` retries.
 
+    `initial` and `maximum` are seconds, or a timedelta.
     With `jitter` the wait is drawn evenly from 0 to that ("full jitter", AWS Architecture Blog, 2015), so that
     messages which failed together do not come back together. Errors that are not `retry_on`, or are `never_on`, give
     up at once. `rng` returns numbers in [0, 1); tests may pass a seeded one.
     """
 
-    initial: float = 1.0
+    initial: float | timedelta = 1.0
     factor: float = 2.0
-    maximum: float = 600.0
+    maximum: float | timedelta = 600.0
     jitter: bool = True
     max_retries: int = 16
     retry_on: ErrorTypes = Exception
     never_on: ErrorTypes = ()
-    rng: random.Random = field(default_factory=random.Random, repr=False, compare=False)
+    # One without a state, for processes that are forked after this was made would draw the same numbers from a copy.
+    rng: random.Random = field(default_factory=random.SystemRandom, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Refuse numbers that make no sense."""
-        _check_numbers(
-            self, initial=self.initial, factor=self.factor, maximum=self.maximum, max_retries=self.max_retries
-        )
+        """Refuse what makes no sense."""
+        _check_numbers(self, initial=_seconds(self.initial), maximum=_seconds(self.maximum))
+        _check_numbers(self, factor=self.factor, max_retries=self.max_retries)
+        _check_count(self, self.max_retries)
+        _check_errors(self, retry_on=self.retry_on, never_on=self.never_on)
 
     def next_delay(self, attempt: int, error: Exception) -> float | None:
         """Return the seconds to wait, or None to give up."""
         if attempt > self.max_retries or not _is_retryable(error, self.retry_on, self.never_on):
             return None
+        initial, maximum = _seconds(self.initial), _seconds(self.maximum)
         try:
-            delay = min(self.maximum, self.initial * self.factor ** (attempt - 1))
+            delay = min(maximum, initial * float(self.factor) ** (attempt - 1))
         except OverflowError:
-            delay = self.maximum
+            delay = maximum if initial else 0.0
         return delay * self.rng.random() if self.jitter else delay
 
     def __str__(self) -> str:
@@ -75,26 +103,28 @@ class ExponentialBackoff:
 
 @dataclass(frozen=True, slots=True)
 class FixedDelay:
-    """Wait `delay` seconds each time; give up after `max_retries` retries."""
+    """Wait `delay` (seconds or a timedelta) each time; give up after `max_retries` retries."""
 
-    delay: float
+    delay: float | timedelta
     max_retries: int
     retry_on: ErrorTypes = field(default=Exception, kw_only=True)
     never_on: ErrorTypes = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
-        """Refuse numbers that make no sense."""
-        _check_numbers(self, delay=self.delay, max_retries=self.max_retries)
+        """Refuse what makes no sense."""
+        _check_numbers(self, delay=_seconds(self.delay), max_retries=self.max_retries)
+        _check_count(self, self.max_retries)
+        _check_errors(self, retry_on=self.retry_on, never_on=self.never_on)
 
     def next_delay(self, attempt: int, error: Exception) -> float | None:
         """Return the seconds to wait, or None to give up."""
         if attempt > self.max_retries or not _is_retryable(error, self.retry_on, self.never_on):
             return None
-        return self.delay
+        return _seconds(self.delay)
 
     def __str__(self) -> str:
         """Short, for the worker's start-up table."""
-        return f"{self.delay:g} s ×{self.max_retries}"
+        return f"{_seconds(self.delay):g} s ×{self.max_retries}"
 
 
 @dataclass(frozen=True, slots=True)
