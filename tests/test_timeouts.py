@@ -13,6 +13,7 @@ import pytest
 
 from pubsub_core import DeadLetterReason, FixedDelay, HandlerTimeout, Message, NoRetry, PubSub, Worker, current_message
 from pubsub_core.worker import timeouts
+from pubsub_core.worker.event_loop import EventLoop
 from tests.servers import RealServer
 
 WITHIN = 15.0
@@ -40,11 +41,16 @@ class Place:
 
     def until_letters(self, count: int) -> list[DeadLetterReason]:
         """Wait until there are so many dead letters."""
-        deadline = time.monotonic() + WITHIN
-        while len(letters := self.letters()) < count:
-            assert time.monotonic() < deadline, self.notes
-            threading.Event().wait(0.01)
-        return letters
+        look_until(lambda: len(self.letters()) >= count)
+        return self.letters()
+
+
+def look_until(claim: Callable[[], bool]) -> None:
+    """Wait for what nobody tells."""
+    deadline = time.monotonic() + WITHIN
+    while not claim():
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.01)
 
 
 @pytest.fixture(params=["memory", "redis"])
@@ -186,14 +192,122 @@ def test_a_timeout_hits_nothing_but_its_own_handler(place: Place) -> None:
         for number in range(count):
             batch.publish("orders", number)
     with Worker(place.pubsub, threads=4) as worker:
-        deadline = time.monotonic() + WITHIN
-        while len(set(place.notes)) < count / 2:
-            assert time.monotonic() < deadline
-            threading.Event().wait(0.01)
+        look_until(lambda: len(set(place.notes)) >= count / 2)
         assert worker.is_alive
         assert worker.abandoned == 0
     assert not wrong
     assert not place.letters()
+
+
+def test_a_late_result_is_dropped_and_told_once(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    go_on = threading.Event()
+    before = set(threading.enumerate())
+
+    @place.pubsub.subscribe("orders", timeout=0.1, retry=NoRetry())
+    def block(message: Message) -> None:
+        go_on.wait(WITHIN)
+
+    place.pubsub.publish("orders", 1)
+    with Worker(place.pubsub, threads=1) as worker:
+        (reason,) = place.until_letters(1)
+        assert worker.abandoned == 1
+        known = {*before, *worker._handlers}
+        (late,) = {one for one in threading.enumerate() if one.name == "pubsub-handler-1"} - known
+    assert late.is_alive()  # nobody waited for it
+    go_on.set()
+    late.join(WITHIN)
+    assert (reason.kind, reason.error) == ("retries exhausted", "HandlerTimeout")
+    assert "go_on.wait" in reason.traceback
+    assert len(place.letters()) == 1
+    assert [one.levelname for one in caplog.records if "has ended after all" in one.getMessage()] == ["WARNING"]
+
+
+def test_one_handler_that_blocks_the_loop_costs_the_others_only_that_loop(place: Place) -> None:
+    go_on, is_blocked = threading.Event(), threading.Event()
+
+    @place.pubsub.subscribe("blocks", timeout=0.3, retry=NoRetry())
+    async def block(message: Message) -> None:
+        is_blocked.set()
+        go_on.wait(WITHIN)
+
+    @place.pubsub.subscribe("orders", timeout=WITHIN)
+    async def charge(message: Message) -> None:
+        place.note(("start", message.payload))
+        while message.payload == "first" and not go_on.is_set():
+            await asyncio.sleep(0.01)
+        place.note(("end", message.payload))
+
+    with Worker(place.pubsub, threads=3) as worker:
+        assert worker._loop is not None
+        place.pubsub.publish("orders", "first")
+        place.until(lambda: ("start", "first") in place.notes)
+        place.pubsub.publish("blocks", 1)
+        assert is_blocked.wait(WITHIN)
+        place.pubsub.publish("blocks", 2)  # it waits for the same loop in vain
+        look_until(lambda: worker.abandoned >= 1)
+        place.pubsub.publish("orders", "second")
+        place.until(lambda: ("end", "second") in place.notes)
+        assert len(worker._loop._blocked) <= 2  # one for each that blocked a loop, none for those that waited
+        assert worker.is_alive
+        go_on.set()
+        place.until(lambda: ("end", "first") in place.notes)
+    assert place.notes.count(("start", "first")) == 1
+    look_until(lambda: "pubsub-event-loop" not in {one.name for one in threading.enumerate()})
+
+
+def test_a_task_that_will_not_be_cancelled_leaves_its_loop_to_the_others(place: Place) -> None:
+    go_on = threading.Event()
+
+    @place.pubsub.subscribe("orders", timeout=0.1, retry=NoRetry())
+    async def stubborn(message: Message) -> None:
+        while not go_on.is_set():
+            try:
+                await asyncio.sleep(0.01)
+            except asyncio.CancelledError:
+                continue
+
+    place.pubsub.publish("orders", 1)
+    with Worker(place.pubsub, threads=1) as worker:
+        place.until_letters(1)
+        assert worker._loop is not None
+        assert worker._loop._blocked == []
+        go_on.set()
+
+
+def test_an_async_handler_that_is_cancelled_before_it_starts_never_does() -> None:
+    started = threading.Event()
+
+    async def handler() -> None:
+        started.set()
+
+    def cancel_by(cancel: Callable[[], None] | None) -> None:
+        if cancel is not None:
+            cancel()
+
+    loop = EventLoop(cancel_by, lambda _: None)
+    loop.start()
+    with pytest.raises(asyncio.CancelledError):
+        loop.wrap(handler)()
+    loop.stop()
+    loop.join()
+    assert not started.is_set()
+
+
+def test_the_watch_ends_at_once_though_it_was_woken_for_something_else() -> None:
+    watch = timeouts.Timeouts(lambda _: None, lambda _: None)
+
+    class Woken(threading.Event):
+        """Stops the watch just before it forgets that it was woken."""
+
+        def clear(self) -> None:
+            watch.stop()
+            super().clear()
+
+    watch._is_wanted_earlier = Woken()
+    watch.start()
+    watch._is_wanted_earlier.set()
+    watch.thread.join(WITHIN)
+    assert not watch.thread.is_alive()
 
 
 def test_timeouts_are_enforced_while_draining(place: Place) -> None:

@@ -32,6 +32,7 @@ from pubsub_core import (
     current_message,
 )
 from pubsub_core.broker import IN_MEMORY, Broker, Consumer, DeadLetter, Durability, Membership
+from pubsub_core.errors import WorkerError
 from pubsub_core.message import DeadLetterReason
 from pubsub_core.worker.process import Worker
 
@@ -680,6 +681,84 @@ def test_middleware_may_handle_an_error_itself(shop, caplog):
     assert errors_in(caplog) == []
 
 
+# What is not even started
+
+
+def test_what_ended_too_many_processes_is_a_dead_letter_and_not_started_again(shop, caplog):
+    @shop.pubsub.subscribe("orders")
+    def charge(message):
+        shop.seen.add(message.payload["order_id"])
+
+    (poison,) = shop.publish(1)
+    for number in range(shop.pubsub.settings.max_crashes):
+        victim = shop.broker._inner.consumer([Membership(BILLING)], f"victim-{number}")
+        victim.maintain()
+        (delivery,) = victim.receive({BILLING: 1}, 0)
+        assert delivery.crashes == number
+        shop.clock.advance(5e6)  # it gave no sign of life, as if its process had died
+    shop.worker(threads=2)
+    (letter,) = shop.wait_dead()
+    assert letter.message.id == poison
+    assert (letter.reason.kind, letter.reason.detail) == ("crashed", "3 processes died while they had it in hand")
+    assert shop.seen.items == []
+    (record,) = errors_in(caplog)
+    assert poison in record.getMessage()
+    shop.publish(1)
+    assert shop.seen.wait_until(1) == [0]
+
+
+MAILS = SubscriptionKey("mails", "sender")
+
+
+class Generous(Watched):
+    """A broker with a bug: its consumers get what nobody asked for."""
+
+    def consumer(self, memberships: Sequence[Membership], name: str) -> Consumer:
+        return GenerousConsumer(self, self._inner.consumer([*memberships, Membership(MAILS)], name))
+
+
+class GenerousConsumer(WatchedConsumer):
+    def receive(
+        self, credit: Mapping[SubscriptionKey, int], wait: float, done: Sequence[Delivery[bytes]] = ()
+    ) -> Sequence[Delivery[bytes]]:
+        return super().receive({**credit, MAILS: 2}, wait, done)
+
+
+def test_a_delivery_without_a_handler_is_a_dead_letter_and_harms_nobody(shop):
+    shop.broker = shop.pubsub.runtime._broker = Generous(shop.broker._inner)
+
+    @shop.pubsub.subscribe("orders")
+    def charge(message):
+        shop.seen.add(message.payload["order_id"])
+
+    ids = shop.publish(3, "mails")
+    worker = shop.worker(threads=2)
+    shop.publish(3)
+    shop.wait_dead(3)
+    assert sorted(shop.seen.wait_until(3)) == [0, 1, 2]
+    letters = shop.dead_letters(MAILS)
+    assert sorted(one.message.id for one in letters) == sorted(ids)
+    assert {one.reason.kind for one in letters} == {"unknown handler"}
+    assert worker.is_alive
+
+
+def test_a_delivery_without_a_handler_that_nobody_started_is_handed_back(shop):
+    shop.broker = shop.pubsub.runtime._broker = Generous(shop.broker._inner)
+
+    @shop.pubsub.subscribe("orders")
+    def charge(message):
+        shop.seen.add(message.id)
+        shop.gate.wait(WITHIN)
+
+    worker = shop.worker(threads=1)
+    shop.publish(1)
+    shop.seen.wait_until(1)
+    shop.publish(2, "mails")
+    worker._handover._lead({BILLING: 0})  # another thread reads, and starts nothing
+    worker.stop()
+    assert sum(shop.broker.of("release")) == 2
+
+
 # Who gets how much
 
 
@@ -1015,6 +1094,10 @@ def test_a_broker_that_is_away_for_a_while_costs_no_message_and_makes_no_duplica
         shop.workers[0]._consumer.wake()
     shop.publish(20)
     failed.wait_until(3)
+    if methods in (["nack"], ["dead_letter"]):
+        shop.seen.wait_until(50 if methods == ["nack"] else 60)  # as reading works
+    while not shop.workers[0]._handover.is_empty:  # or one that failed before the broker is back says so afterwards
+        threading.Event().wait(0.001)
     is_away.clear()
     shop.wait_settled(60)
     shop.wait_dead(20)
@@ -1138,9 +1221,8 @@ def test_what_waiting_does_not_mend_is_waited_for_by_a_worker_that_has_read(shop
 # A thread that dies
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("method", ["receive", "ack", "maintain", "nack"])
-def test_a_thread_that_dies_is_noticed(shop, method):
+def test_a_thread_that_dies_is_told_once_and_shown(shop, method, caplog):
     @shop.pubsub.subscribe("orders")
     def charge(message):
         shop.broker.wait_for(lambda: method != "ack" or len(shop.broker.of("read")) >= 2)  # so the settler has to ack
@@ -1148,16 +1230,32 @@ def test_a_thread_that_dies_is_noticed(shop, method):
             raise Retry(delay=0)
 
     shop.broker.fails[method] = Times(1, RuntimeError("a bug of the library"))
-    died = threading.Event()
-    before = threading.excepthook
-    threading.excepthook = lambda args: (before(args), died.set())
-    try:
-        worker = shop.worker(threads=2)
-        shop.publish(1)
-        assert died.wait(WITHIN)
-        for thread in (*worker._handlers, worker._maintenance, worker._settler.thread):
-            thread.join(0.2)
-        assert not worker.is_alive
-        assert not worker.is_stopping
-    finally:
-        threading.excepthook = before
+    worker = shop.worker(threads=2)
+    shop.publish(1)
+    wait_for_log(caplog, lambda: any(one.levelno == logging.CRITICAL for one in caplog.records))
+    for thread in (*worker._handlers, worker._maintenance, worker._settler.thread):
+        thread.join(0.2)
+    assert not worker.is_alive
+    assert not worker.is_stopping
+    assert isinstance(worker.failure, WorkerError)
+    assert isinstance(worker.failure.__cause__, RuntimeError)
+    (record,) = errors_in(caplog)
+    assert record.exc_info is not None
+    assert "this worker has to be replaced" in record.getMessage()
+
+
+def test_what_a_dead_settler_left_is_acknowledged_when_the_worker_ends(shop, caplog):
+    @shop.pubsub.subscribe("orders")
+    def charge(message):
+        shop.broker.wait_for(lambda: len(shop.broker.of("read")) >= 2)  # so the settler has to ack
+        shop.seen.add(message.id)
+
+    shop.broker.fails["ack"] = Times(1, RuntimeError("a bug of the library"))
+    worker = shop.worker(threads=2)
+    shop.publish(1)
+    worker._settler.thread.join(WITHIN)
+    assert not worker.is_alive
+    worker.stop()
+    assert worker.join(WITHIN)
+    assert sum(shop.broker.of("ack")) == 1
+    assert shop.left() == 0

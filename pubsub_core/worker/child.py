@@ -14,7 +14,7 @@ from types import FrameType
 
 import pubsub_core
 from pubsub_core.backends import masked
-from pubsub_core.errors import ConfigurationError, PubSubError
+from pubsub_core.errors import BrokerError, ConfigurationError, PubSubError
 from pubsub_core.pubsub import PubSub
 from pubsub_core.subscription import Subscription
 from pubsub_core.worker.options import LoadTarget, WorkerOptions
@@ -71,7 +71,10 @@ def run_child(load: LoadTarget, options: WorkerOptions, pipe: socket.socket) -> 
             log.warning("the supervisor is gone: stopping")
             break
         if not worker.is_alive and not worker.is_stopping:
-            log.critical("a thread of the worker died: leaving, so that the process is replaced")
+            log.error("a thread of the worker died: another process takes the place of this one")
+            _send(pipe, is_leaving=True)
+            # No longer: its sign of life may have ended with the thread, and then others have what it has in hand.
+            _drain(worker, pubsub, timeout=min(settings.shutdown_timeout, 2 * settings.heartbeat))
             return CRASHED
         if worker.abandoned:
             log.error(
@@ -98,13 +101,15 @@ def _worker(pubsub: PubSub, options: WorkerOptions) -> Worker:
     return Worker(pubsub, threads=options.threads, burst=options.burst)
 
 
-def _drain(worker: Worker, pubsub: PubSub) -> int:
+def _drain(worker: Worker, pubsub: PubSub, timeout: float | None = None) -> int:
     worker.stop()
-    in_time = worker.join()
+    in_time = worker.join(timeout)
     pubsub.close()
-    if worker.failure is not None:
+    if isinstance(worker.failure, BrokerError):
         print(f"pubsub: {worker.failure}", file=sys.stderr)
         return USAGE
+    if worker.failure is not None:
+        return CRASHED
     if not in_time:
         log.warning("some handlers did not finish in time; their messages were given to others")
         return CRASHED

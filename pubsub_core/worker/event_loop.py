@@ -7,6 +7,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
+from pubsub_core.worker.threads import Died, library_thread
+
 
 class EventLoop:
     """One loop on one thread. `start`, `stop` and `join` belong to the worker that owns it.
@@ -14,79 +16,124 @@ class EventLoop:
     `cancel_by` is given the way to cancel what runs for the calling thread, and None when that has ended.
     """
 
-    def __init__(self, cancel_by: Callable[[Callable[[], None] | None], None]) -> None:
+    def __init__(self, cancel_by: Callable[[Callable[[], None] | None], None], died: Died) -> None:
         self._cancel_by = cancel_by
-        self._tasks: set[asyncio.Task[None]] = set()  # the loop itself does not keep them from being collected
+        self._died = died
+        self._calls: dict[int, _Call] = {}  # by the thread that waits; a loop does not keep its tasks by itself
+        self._blocked: list[asyncio.AbstractEventLoop] = []
         self._make()
 
     def _make(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self.thread = threading.Thread(target=self._loop.run_forever, name="pubsub-event-loop", daemon=True)
+        self._loop = loop = asyncio.new_event_loop()
+
+        def run() -> None:
+            try:
+                loop.run_forever()
+            finally:
+                loop.close()
+
+        self.thread = library_thread("pubsub-event-loop", run, self._died)
 
     def start(self) -> None:
         """Run the loop."""
         self.thread.start()
 
-    def renew(self) -> None:
-        """Run what comes on a new loop: something on this one will not stop, and may hold up all else.
-
-        What runs on the old one goes on there, on a thread that nobody waits for.
-        """
-        self._make()
-        self.start()
-
     def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return a plain function that runs `function` on the loop, in the caller's context, and waits for it."""
 
         def call(*arguments: Any) -> None:
-            loop = self._loop
-            context = contextvars.copy_context()
-            result: Future[None] = Future()
-            tasks: list[asyncio.Task[None]] = []
-
-            async def run() -> None:
-                try:
-                    await function(*arguments)
-                except BaseException as error:  # noqa: BLE001  # carried over to the waiting thread, which decides
-                    result.set_exception(error)
-                else:
-                    result.set_result(None)
-
-            def start() -> None:
-                task = loop.create_task(run(), context=context)
-                tasks.append(task)
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
-                task.add_done_callback(lambda _: _end(result))
-
-            self._cancel_by(lambda: _cancel(loop, tasks))
+            one = _Call(self._loop, lambda: function(*arguments))
+            thread = threading.get_ident()
+            self._calls[thread] = one
+            self._cancel_by(one.cancel)  # before it starts: an interruption of this thread itself would not stop it
             try:
-                loop.call_soon_threadsafe(start)
-                result.result()
+                one.loop.call_soon_threadsafe(one.start)
+                one.result.result()
             finally:
                 self._cancel_by(None)
+                del self._calls[thread]
 
         return call
 
+    def give_up(self, thread: int) -> None:
+        """Take note that what runs for a thread will not stop. If it blocks the loop, what comes runs on a new one.
+
+        What else runs on the old one goes on when the loop does, on a thread that nobody waits for.
+        """
+        call = self._calls.get(thread)
+        if call is not None and call.loop is self._loop and call.is_unheard:
+            self._blocked.append(self._loop)
+            self._make()
+            self.start()
+
     def stop(self) -> None:
-        """Ask the loop to end. What runs on it is left where it is."""
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._loop.stop)
+        """Ask the loop to end, and those that were blocked. What runs on them is left where it is."""
+        for loop in (*self._blocked, self._loop):
+            _call_soon(loop, loop.stop)
 
     def join(self) -> None:
-        """Wait until it has ended."""
-        if self.thread.ident is not None:
+        """Wait until the loop has ended; not for those that were blocked."""
+        if self.thread.ident is None:
+            self._loop.close()
+        else:
             self.thread.join()
-        self._loop.close()
 
 
-def _end(result: Future[None]) -> None:
-    """See that nobody waits for a task that was cancelled before its first step: it never gets to say so itself."""
-    if not result.done():
-        result.set_exception(asyncio.CancelledError())
+def _call_soon(loop: asyncio.AbstractEventLoop, function: Callable[[], Any]) -> None:
+    """Have it called on the loop, if that has not ended."""
+    try:
+        loop.call_soon_threadsafe(function)
+    except RuntimeError:
+        if not loop.is_closed():
+            raise
 
 
-def _cancel(loop: asyncio.AbstractEventLoop, tasks: list[asyncio.Task[None]]) -> None:
-    """Cancel a task from another thread. It was started before: the loop runs its callbacks in order."""
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(lambda: [task.cancel() for task in tasks])
+class _Call:
+    """One call of an async handler. `result` is done when it has ended in whatever way."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, function: Callable[[], Any]) -> None:
+        self.loop = loop
+        self.result: Future[None] = Future()
+        self._function = function
+        self._context = contextvars.copy_context()
+        self._task: asyncio.Task[None] | None = None
+        self._is_cancelled = False
+        self._is_heard = False
+
+    @property
+    def is_unheard(self) -> bool:
+        """Whether the loop did not even come to cancel it."""
+        return self._is_cancelled and not self._is_heard
+
+    def cancel(self) -> None:
+        """Have it cancelled. Safe from any thread, also before it starts."""
+        self._is_cancelled = True
+        _call_soon(self.loop, self._cancel)
+
+    # On the loop
+
+    def start(self) -> None:
+        """Start it."""
+        if self._is_heard:
+            self._end()
+            return
+        self._task = self.loop.create_task(self._run(), context=self._context)
+        self._task.add_done_callback(lambda _: self._end())
+
+    def _cancel(self) -> None:
+        self._is_heard = True
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _run(self) -> None:
+        try:
+            await self._function()
+        except BaseException as error:  # noqa: BLE001  # carried over to the waiting thread, which decides
+            self.result.set_exception(error)
+        else:
+            self.result.set_result(None)
+
+    def _end(self) -> None:
+        """See that nobody waits for what was cancelled before its first step: it never gets to say so itself."""
+        if not self.result.done():
+            self.result.set_exception(asyncio.CancelledError())

@@ -44,6 +44,7 @@ class Handover:
         self, subscriptions: Sequence[Subscription], threads: int, read: Read, wake: Callable[[], None]
     ) -> None:
         self._lines = {one.key: _Line(one.concurrency) for one in subscriptions}
+        self._unasked = _Line(None)  # of subscriptions that nobody asked for, if a backend brings such
         self._threads = threads
         self._read = read
         self._wake = wake
@@ -84,7 +85,7 @@ class Handover:
             with self._changed:
                 self._is_led = False
                 for delivery in deliveries:
-                    line = self._lines[delivery.subscription]
+                    line = self._lines.get(delivery.subscription, self._unasked)
                     if not line.waiting:
                         self._turns.append(line)
                         line.moved_at = monotonic()
@@ -110,7 +111,7 @@ class Handover:
     def finished(self, delivery: Delivery[bytes], seconds: float) -> None:
         """Note that a handler is done with what `next` returned."""
         with self._changed:
-            line = self._lines[delivery.subscription]
+            line = self._lines.get(delivery.subscription, self._unasked)
             self._running.pop(id(delivery), None)
             line.running -= 1
             line.pace = seconds if line.pace is None else line.pace + _WEIGHT * (seconds - line.pace)
@@ -157,8 +158,8 @@ class Handover:
         """End all `next`, and return the deliveries that nobody started. Idempotent; a late read adds more."""
         with self._changed:
             self._is_stopped = True
-            left = [delivery for line in self._lines.values() for delivery in line.waiting]
-            for line in self._lines.values():
+            left = [delivery for line in self._turns for delivery in line.waiting]
+            for line in self._turns:
                 line.waiting.clear()
             self._turns.clear()
             self._waiting = 0

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from time import monotonic
 from types import TracebackType
 
-from pubsub_core.errors import BrokerError, ConfigurationError, NotPermitted, StreamConflict
+from pubsub_core.errors import BrokerError, ConfigurationError, NotPermitted, StreamConflict, WorkerError
 from pubsub_core.message import Delivery
 from pubsub_core.pubsub import PubSub
 from pubsub_core.worker.event_loop import EventLoop
@@ -19,6 +19,7 @@ from pubsub_core.worker.executor import Executor
 from pubsub_core.worker.handover import Credit, Handover
 from pubsub_core.worker.outage import Outage
 from pubsub_core.worker.settler import Settler
+from pubsub_core.worker.threads import library_thread
 from pubsub_core.worker.timeouts import Run, Timeouts
 
 log = logging.getLogger("pubsub")
@@ -47,10 +48,10 @@ class Worker:
         self._is_burst = burst
         self._consumer = pubsub.runtime.broker.consumer([one.membership for one in self.subscriptions], consumer_name())
         self._outage = Outage()
-        self._settler = Settler(self._consumer, self._outage)
+        self._settler = Settler(self._consumer, self._outage, self._died)
         is_async = any(one.handler.is_async for one in self.subscriptions)
-        self._timeouts = Timeouts(self._give_up)
-        self._loop = EventLoop(self._timeouts.cancel_by) if is_async else None
+        self._timeouts = Timeouts(self._give_up, self._died)
+        self._loop = EventLoop(self._timeouts.cancel_by, self._died) if is_async else None
         self._executor = Executor(
             self.subscriptions,
             pubsub.handle_middleware(),
@@ -63,12 +64,13 @@ class Worker:
         count = threads or self.settings.threads
         self._handover = Handover(self.subscriptions, count, self._read, self._consumer.wake)
         self._handlers = [self._handler(number) for number in range(1, count + 1)]
-        self._maintenance = threading.Thread(target=self._maintain, name="pubsub-maintenance", daemon=True)
+        self._maintenance = library_thread("pubsub-maintenance", self._maintain, self._died)
         self._stopping = threading.Event()
         self._is_over = threading.Event()
         self._was_read = False
         self._pause = 0.0
         self.failure: Exception | None = None
+        """Why it stopped by itself (a BrokerError), or that one of its threads died (a WorkerError)."""
         self.abandoned = 0
         """How many handler threads were given up, and replaced, as a handler would not stop after its timeout."""
 
@@ -78,7 +80,7 @@ class Worker:
         return self._consumer.name
 
     def _handler(self, number: int) -> threading.Thread:
-        return threading.Thread(target=self._handle, name=f"pubsub-handler-{number}", daemon=True)
+        return library_thread(f"pubsub-handler-{number}", self._handle, self._died)
 
     def start(self) -> None:
         """Start all threads. Returns at once; whether the broker is there shows later."""
@@ -167,12 +169,19 @@ class Worker:
         self._executor.give_up(run)
         self._handover.finished(run.delivery, run.subscription.timeout or 0.0)
         if self._loop is not None and run.subscription.handler.is_async:
-            self._loop.renew()
+            self._loop.give_up(run.thread)
         for index, thread in enumerate(self._handlers):
             if thread.ident == run.thread:
                 self._handlers[index] = replacement = self._handler(index + 1)
                 replacement.start()
         self.abandoned += 1
+
+    def _died(self, error: BaseException) -> None:
+        name = threading.current_thread().name
+        log.critical("the thread %s died: this worker has to be replaced", name, exc_info=error)
+        if self.failure is None:
+            self.failure = WorkerError(f"the thread {name} died: {type(error).__name__}")
+            self.failure.__cause__ = error
 
     def _read(self, credit: Credit) -> Sequence[Delivery[bytes]]:
         """Read once, taking finished acknowledgements along. Never raises for what the broker does: it pauses."""

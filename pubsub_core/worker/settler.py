@@ -10,6 +10,7 @@ from pubsub_core.broker import Consumer
 from pubsub_core.errors import BrokerError
 from pubsub_core.message import Delivery
 from pubsub_core.worker.outage import Outage
+from pubsub_core.worker.threads import Died, library_thread
 
 log = logging.getLogger("pubsub")
 
@@ -25,7 +26,7 @@ class Settler:
     of its own under load. Every method is safe from any thread.
     """
 
-    def __init__(self, consumer: Consumer, outage: Outage) -> None:
+    def __init__(self, consumer: Consumer, outage: Outage, died: Died) -> None:
         self._consumer = consumer
         self._outage = outage
         self._lock = threading.Lock()
@@ -33,7 +34,8 @@ class Settler:
         self._again: list[Callable[[], None]] = []
         self._has_work = threading.Event()
         self._is_stopping = threading.Event()
-        self.thread = threading.Thread(target=self._run, name="pubsub-settler", daemon=True)
+        self._has_ended = False  # as it should
+        self.thread = library_thread("pubsub-settler", self._run, died)
 
     def start(self) -> None:
         """Start the thread."""
@@ -84,9 +86,11 @@ class Settler:
         self._has_work.set()
 
     def join(self) -> None:
-        """Wait until the thread has ended."""
+        """Wait until the thread has ended. If it died, what it left is settled here, once."""
         if self.thread.ident is not None:
             self.thread.join()
+        if not self._has_ended:
+            self._flush()
 
     def _run(self) -> None:
         pause = _GROUP_SECONDS
@@ -98,10 +102,11 @@ class Settler:
             if self._is_stopping.is_set():
                 with self._lock:
                     left = len(self._done) + len(self._again)
-                if not left:
-                    return
-                if monotonic() >= self._deadline:
+                if left and monotonic() >= self._deadline:
                     log.warning("%d deliveries could not be settled in time: they will be delivered again", left)
+                    left = 0
+                if not left:
+                    self._has_ended = True
                     return
                 threading.Event().wait(min(pause, 0.2))
 
@@ -115,6 +120,9 @@ class Settler:
                 self._outage.begin(_WHAT, error)
                 self.give_back(done)
                 return False
+            except BaseException:
+                self.give_back(done)  # this thread ends; `join` settles them
+                raise
         with self._lock:
             again, self._again = self._again, []
         for settle in again:

@@ -180,6 +180,8 @@ class _Supervisor:
         if facts.get("is_leaving"):
             child.is_leaving = True
             child.leaves_by = monotonic() + self._shutdown_timeout + _GRACE
+            if self._stop_by is None and not self._burst_over:
+                self._fork(is_watcher=False)  # at once, whatever pause others have to make
             return
         child.is_ready = True
         self._wanted = facts["processes"]

@@ -17,6 +17,7 @@ from time import monotonic
 from pubsub_core.errors import HandlerTimeout
 from pubsub_core.message import Delivery
 from pubsub_core.subscription import Subscription
+from pubsub_core.worker.threads import Died, library_thread
 
 GRACE = 3.0  # seconds between the interruption of a handler and giving it up
 
@@ -54,7 +55,7 @@ class Timeouts:
     `give_up` is called on that thread for each run that will not stop; it must not block.
     """
 
-    def __init__(self, give_up: Callable[[Run], None]) -> None:
+    def __init__(self, give_up: Callable[[Run], None], died: Died) -> None:
         self._give_up = give_up
         self._grace = GRACE
         self._runs: set[Run] = set()
@@ -62,7 +63,7 @@ class Timeouts:
         self._wakes_at = math.inf
         self._is_wanted_earlier = threading.Event()
         self._is_stopping = False
-        self.thread = threading.Thread(target=self._watch, name="pubsub-timeouts", daemon=True)
+        self.thread = library_thread("pubsub-timeouts", self._watch, died)
 
     def start(self) -> None:
         """Start the thread."""

@@ -1,0 +1,18 @@
+"""The threads that a worker cannot do without."""
+
+import threading
+from collections.abc import Callable
+
+Died = Callable[[BaseException], None]
+
+
+def library_thread(name: str, run: Callable[[], None], died: Died) -> threading.Thread:
+    """Return a thread, not started, that calls `died` if it ends by an exception: nobody else would notice."""
+
+    def run_or_tell() -> None:
+        try:
+            run()
+        except BaseException as error:  # noqa: BLE001  # the worker logs it, and shows it
+            died(error)
+
+    return threading.Thread(target=run_or_tell, name=name, daemon=True)
