@@ -1,5 +1,7 @@
 """Servers that the whole test run shares: each is started at first use, and stopped at the end."""
 
+import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -23,3 +25,14 @@ def valkey() -> Iterator[RealServer]:
 def fakeredis() -> Iterator[FakedServer]:
     with fake_server() as server:
         yield server
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    """The test ends its threads itself: one that is left would disturb, or be blamed on, a later test."""
+    before = set(threading.enumerate())
+    yield
+    deadline = time.monotonic() + 10
+    while left := [one for one in set(threading.enumerate()) - before if one.name.startswith("pubsub")]:
+        assert time.monotonic() < deadline, f"threads left over: {sorted(one.name for one in left)}"
+        left[0].join(0.05)

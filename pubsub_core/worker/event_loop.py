@@ -9,6 +9,8 @@ from typing import Any
 
 from pubsub_core.worker.threads import Died, library_thread
 
+_CLEANING_UP = 1.0  # seconds
+
 
 class EventLoop:
     """One loop on one thread. `start`, `stop` and `join` belong to the worker that owns it.
@@ -29,8 +31,12 @@ class EventLoop:
         def run() -> None:
             try:
                 loop.run_forever()
+                loop.run_until_complete(_wind_up())
             finally:
-                loop.close()
+                loop.close()  # first, so that each call either is among these or is refused
+                for call in list(self._calls.values()):
+                    if call.loop is loop:
+                        call.end()
 
         self.thread = library_thread("pubsub-event-loop", run, self._died)
 
@@ -67,7 +73,7 @@ class EventLoop:
             self.start()
 
     def stop(self) -> None:
-        """Ask the loop to end, and those that were blocked. What runs on them is left where it is."""
+        """Ask the loop to end, and those that were blocked. What still runs on them is cancelled, and soon left."""
         for loop in (*self._blocked, self._loop):
             _call_soon(loop, loop.stop)
 
@@ -77,6 +83,16 @@ class EventLoop:
             self._loop.close()
         else:
             self.thread.join()
+
+
+async def _wind_up() -> None:
+    """Let the tasks that are left, of handlers that were given up or begun by handlers, clean up behind themselves."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=_CLEANING_UP)
+    await asyncio.get_running_loop().shutdown_asyncgens()
 
 
 def _call_soon(loop: asyncio.AbstractEventLoop, function: Callable[[], Any]) -> None:
@@ -115,10 +131,10 @@ class _Call:
     def start(self) -> None:
         """Start it."""
         if self._is_heard:
-            self._end()
+            self.end()
             return
         self._task = self.loop.create_task(self._run(), context=self._context)
-        self._task.add_done_callback(lambda _: self._end())
+        self._task.add_done_callback(lambda _: self.end())
 
     def _cancel(self) -> None:
         self._is_heard = True
@@ -128,12 +144,14 @@ class _Call:
     async def _run(self) -> None:
         try:
             await self._function()
-        except BaseException as error:  # noqa: BLE001  # carried over to the waiting thread, which decides
+        except BaseException as error:  # carried over to the waiting thread, which decides
+            if self.result.done():  # nobody waits since the loop has ended
+                raise
             self.result.set_exception(error)
         else:
             self.result.set_result(None)
 
-    def _end(self) -> None:
-        """See that nobody waits for what was cancelled before its first step: it never gets to say so itself."""
+    def end(self) -> None:
+        """See that nobody waits any more for what cannot say so itself: it never got to its first or its last step."""
         if not self.result.done():
             self.result.set_exception(asyncio.CancelledError())

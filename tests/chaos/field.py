@@ -349,8 +349,6 @@ class Field:
         for pubsub in self._opened:
             pubsub.close()
         self._opened.clear()
-        left = [thread.name for thread in threading.enumerate() if thread.name.startswith("pubsub")]
-        assert not left, f"threads left over: {left}"
 
     def _names_of_others(self, pids: list[int]) -> list[str]:
         return [name for name in self.consumers() if int(name.split("-")[-2]) not in pids]
