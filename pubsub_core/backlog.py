@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
-from pubsub_core.broker import USUAL, TopicOptions
+from pubsub_core.broker import USUAL, Terms, TopicOptions
 from pubsub_core.errors import BrokerFull
 from pubsub_core.message import Message
 
@@ -16,11 +16,14 @@ log = logging.getLogger("pubsub")
 LOG_EVERY = 10.0
 
 
-def refuse_what_cannot_fit(messages: Sequence[Message[bytes]], topics: Mapping[str, TopicOptions]) -> None:
-    """Raise BrokerFull if there are more messages for a topic than it may ever hold."""
+def refuse_what_cannot_fit(
+    messages: Sequence[Message[bytes]], topics: Mapping[str, TopicOptions], terms: Mapping[str, Terms]
+) -> None:
+    """Raise BrokerFull if there are more messages for a topic at once than it may ever hold."""
     if not topics:
         return
-    for topic, count in Counter(message.topic for message in messages).items():
+    at_once = [one for one in messages if not (one.id in terms and (terms[one.id].delay or terms[one.id].at))]
+    for topic, count in Counter(message.topic for message in at_once).items():
         most = topics.get(topic, USUAL).max_backlog
         if most is not None and count > most:
             raise BrokerFull(

@@ -7,12 +7,14 @@ to try again. Where a method says "idempotent", repeating it after an error is s
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, Protocol, runtime_checkable
+from types import MappingProxyType
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from pubsub_core.clock import Clock
 from pubsub_core.message import DeadLetterReason, Delivery, Message, SubscriptionKey
 
 Start = Literal["earliest", "latest"] | datetime
+Fired = Literal["fired", "past", "early", "paused", "superseded"]
 Overflow = Literal["reject", "drop_oldest"]
 
 
@@ -77,6 +79,7 @@ class BrokerOptions:
     gone. `publish_timeout` bounds a publish in all, in seconds. `retention` is the seconds for which messages are kept
     that every group has settled, `dead_letter_retention` those for dead letters; at most `MOST_RETAINED` of a topic, or
     of a group. `max_crashes` is how many processes a message may take with it before it becomes a dead letter.
+    For `superseded_for` seconds nobody may have named a schedule, for it to be forgotten or to become another one.
     """
 
     clock: Clock
@@ -87,9 +90,34 @@ class BrokerOptions:
     retention: float = 86_400.0
     max_crashes: int = 3
     dead_letter_retention: float = 30 * 86_400.0
+    superseded_for: float = 150.0
 
 
 MOST_RETAINED = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """When a message is to be published, and whether.
+
+    `delay` is the seconds to wait, by the broker's clock; with `at` (seconds since 1970) the moment by that clock, and
+    one that is past is now. Of those with the same `dedup` on a topic within `window` seconds, only the first counts.
+    """
+
+    delay: float = 0.0
+    at: float | None = None
+    dedup: str | None = None
+    window: float = 300.0
+
+
+NO_TERMS: Mapping[str, Terms] = MappingProxyType({})
+
+
+class ScheduleKey(NamedTuple):
+    """What a broker knows a schedule by: the topic that it publishes to, and its name."""
+
+    topic: str
+    name: str
 
 
 class Consumer(Protocol):
@@ -164,9 +192,19 @@ class Broker(Protocol):
     """A place that keeps messages. Safe to use from any thread, and from a forked child of the process that made it."""
 
     def publish(
-        self, messages: Sequence[Message[bytes]], durability: Durability = IN_MEMORY, *, again: bool = False
-    ) -> None:
+        self,
+        messages: Sequence[Message[bytes]],
+        durability: Durability = IN_MEMORY,
+        *,
+        again: bool = False,
+        terms: Mapping[str, Terms] = NO_TERMS,
+    ) -> Sequence[str]:
         """Store the messages, those of one topic in the order given. When it returns they are stored.
+
+        `terms` has those of the messages that have any, by their ids. One that is not due yet is kept apart, seen by no
+        group, and joins its topic when it is due, behind what is there then; that takes a consumer of the topic.
+        Returns the ids that stand for the messages: their own, or for one whose `dedup` was used before, that of the
+        first, and then it is not stored. Storing and looking are one.
 
         Blocks for `publish_timeout` at most. Raises BrokerUnavailable, BrokerFull or NotPermitted if none was stored,
         or says how many are, and PublishUncertain, with the ids in question, if that cannot be known. `again` says that
@@ -178,8 +216,36 @@ class Broker(Protocol):
         A backend in memory has no disk and no replicas, and takes any durability as given.
         """
 
+    def cancel(self, topic: str, message_id: str) -> bool:
+        """Delete a message that is not due yet, and free its `dedup`. Tell whether there was one. Idempotent."""
+
     def consumer(self, memberships: Sequence[Membership], name: str) -> Consumer:
         """Return a consumer of these subscriptions. No I/O: the first `receive` joins the groups."""
+
+    def time(self) -> float:
+        """Return the seconds since 1970 by the broker's clock, as well as is known here.
+
+        It may ask, and block. Raises a BrokerError only if it was never known.
+        """
+
+    def join_schedules(
+        self, owner: str, schedules: Mapping[ScheduleKey, str], *, is_start: bool = False
+    ) -> Mapping[ScheduleKey, float]:
+        """Say that these are the schedules of an application; return the last tick of each, in seconds since 1970.
+
+        The text says what the schedule is. Of a new one the last tick is now; so it is of one that was something else
+        and becomes what is said here: that takes a process that starts (`is_start`), or that nobody has said the other
+        for `superseded_for` seconds. Schedules of the same owner that nobody named for so long are forgotten. To be
+        called again every minute. Idempotent.
+        """
+
+    def fire(self, key: ScheduleKey, spec: str, tick: float, message: Message[bytes]) -> Fired:
+        """Publish the message of a tick if nobody has fired this tick or a later one: one fires, whoever else tries.
+
+        Otherwise nothing is published, and it says why: somebody was first ("past"), it has not come yet by the
+        broker's clock ("early"), the schedule is paused, or it is another one by now ("superseded"). Raises BrokerFull
+        if the topic has no room. Idempotent: after an error repeat it, and if it was fired then, it is "past".
+        """
 
     def close(self) -> None:
         """Close every connection. Idempotent. Consumers are closed on their own, before."""
@@ -218,6 +284,28 @@ class GroupState:
     dropped: int
 
 
+@dataclass(frozen=True, slots=True)
+class Delayed:
+    """A message that is not due yet."""
+
+    message: Message[bytes]
+    due_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleState:
+    """How a schedule stands. `spec` is what its application says it is, `last_tick` the last one fired, or passed over.
+
+    `owner` is the application, as `join_schedules` had it. Of a new schedule `last_tick` is when it was first named.
+    """
+
+    key: ScheduleKey
+    owner: str
+    spec: str
+    last_tick: datetime
+    is_paused: bool
+
+
 @runtime_checkable
 class Inspector(Protocol):
     """What may be looked at, and mended, from outside. Optional: a broker that can be inspected has these methods too.
@@ -242,6 +330,15 @@ class Inspector(Protocol):
 
     def groups(self, topic: str) -> Sequence[GroupState]:
         """Return the groups of a topic, by name."""
+
+    def delayed(self, topic: str, limit: int = 100) -> Sequence[Delayed]:
+        """Return the next `limit` messages of a topic that are not due yet, the first one first."""
+
+    def schedules(self) -> Sequence[ScheduleState]:
+        """Return the schedules of all applications of the namespace, by topic and name."""
+
+    def pause_schedule(self, key: ScheduleKey, *, is_paused: bool) -> bool:
+        """Pause a schedule, or let it go on; tell whether it is known. Ticks in a pause are not made up for."""
 
     def remove_group(self, key: SubscriptionKey) -> None:
         """Delete a group that is not consumed any more, with what it has not settled and its dead letters. Idempotent.

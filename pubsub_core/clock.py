@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 class Clock(Protocol):
@@ -12,6 +12,14 @@ class Clock(Protocol):
 
     def time(self) -> float:
         """Return the seconds since 1970-01-01 UTC."""
+
+
+@runtime_checkable
+class MovableClock(Clock, Protocol):
+    """A clock that does not move by itself. Whoever waits for a moment of it must be told when it moves."""
+
+    def on_move(self, listener: Callable[[], None]) -> None:
+        """Call `listener` after each move, on the thread that moves the clock."""
 
 
 class SystemClock:

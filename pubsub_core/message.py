@@ -20,7 +20,8 @@ class Message(Generic[T]):
     `id` is a time-sortable UUID made by the publisher; it stays the same over delays and retries. An entry that another
     program wrote into the stream has the backend's position as its id. `attempt`, `group` and `position` belong to the
     delivery at hand: `attempt` is 1 at the first, `position` is the backend's own offset (Redis: the entry id). On the
-    publishing side they are 1, None and None.
+    publishing side they are 1, None and None. From `expires_at` on it is not handled any more, by the broker's clock.
+    `scheduled_for` is the tick of the schedule that published it (`source` "cron").
     """
 
     id: str
@@ -33,6 +34,8 @@ class Message(Generic[T]):
     group: str | None = None
     source: Source = "publish"
     position: str | None = None
+    expires_at: datetime | None = None
+    scheduled_for: datetime | None = None
 
     def __repr__(self) -> str:
         """Without payload and headers, which may be secret or huge."""

@@ -29,4 +29,9 @@ class Released:
     """Handed back unstarted; this attempt does not count."""
 
 
-Outcome = Acked | Retried | DeadLettered | Released
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """It expired, and the subscription wants no dead letter of it: done for this group, unseen."""
+
+
+Outcome = Acked | Retried | DeadLettered | Released | Dropped

@@ -6,14 +6,25 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import MappingProxyType, TracebackType
 from typing import Any, TypeVar, overload
 
 from pubsub_core.backends import masked
-from pubsub_core.broker import IN_MEMORY, USUAL, Durability, Inspector, Overflow, Start, TopicOptions
+from pubsub_core.broker import (
+    IN_MEMORY,
+    NO_TERMS,
+    USUAL,
+    Durability,
+    Inspector,
+    Overflow,
+    Start,
+    Terms,
+    TopicOptions,
+)
 from pubsub_core.clock import Clock, SystemClock
 from pubsub_core.context import CURRENT_MESSAGE
+from pubsub_core.cron import CronSpec, EverySpec, Spec
 from pubsub_core.dead_letters import DeadLetters
 from pubsub_core.errors import ConfigurationError, PayloadTooLarge, SubscriptionError, ValidationError
 from pubsub_core.ids import published_at
@@ -22,10 +33,10 @@ from pubsub_core.middleware import HandleMiddleware, PublishMiddleware, chain
 from pubsub_core.names import check_name, did_you_mean, is_name
 from pubsub_core.retry import ExponentialBackoff, RetryPolicy
 from pubsub_core.runtime import Runtime
-from pubsub_core.schedule import CronSpec, Schedule
+from pubsub_core.schedule import Missed, Schedule
 from pubsub_core.settings import Settings, keyword_layer, parse_durability
-from pubsub_core.subscription import Handler, Subscription, inspect_handler
-from pubsub_core.topic import Topic
+from pubsub_core.subscription import Expired, Handler, Subscription, inspect_handler
+from pubsub_core.topic import Dedup, Topic
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -132,23 +143,38 @@ class PubSub:
         timeout: float | None = None,
         concurrency: int | None = None,
         start: Start = "earliest",
+        expired: Expired = "dead_letter",
     ) -> Callable[[F], F]:
         """Return a decorator that makes a function the handler of `topic` for `group`, and leaves it unchanged.
 
         The function takes the payload (annotated with its type), or the message (annotated `Message[...]`, or not at
         all); it may be `async def`. `group` defaults to `PUBSUB_GROUP`; every group sees every message. `retry`
         defaults to `ExponentialBackoff()`. `timeout` is in seconds (`PUBSUB_TIMEOUT`). `concurrency` is how many of
-        this subscription may run at once in a process. `start` counts when the group is first made.
+        this subscription may run at once in a process. `start` counts when the group is first made. `expired` is what
+        becomes of messages past their `expires`: a "dead_letter", or "drop".
         Raises SubscriptionError for a signature that cannot work, or a second handler on the same topic and group.
         """
         declared = topic if isinstance(topic, Topic) else self.topic(topic)
         _check_options(group, timeout, concurrency, start)
+        if expired not in _EXPIRED:
+            raise SubscriptionError(
+                f"expired={expired!r}.{did_you_mean(str(expired), _EXPIRED)} It is 'dead_letter' or 'drop'"
+            )
 
         def decorate(function: F) -> F:
             names = sys._getframe(1).f_locals  # noqa: SLF001  # annotations may name what is local there
             handler = inspect_handler(function, declared.schema, names)
             self._add(
-                Subscription(declared.name, group, handler, retry or ExponentialBackoff(), timeout, concurrency, start)
+                Subscription(
+                    declared.name,
+                    group,
+                    handler,
+                    retry or ExponentialBackoff(),
+                    timeout,
+                    concurrency,
+                    start,
+                    drops_expired=expired == "drop",
+                )
             )
             return function
 
@@ -158,6 +184,8 @@ class PubSub:
         self,
         expression: str,
         *,
+        tz: str = "UTC",
+        missed: Missed = "once",
         name: str | None = None,
         group: str | None = None,
         retry: RetryPolicy | None = None,
@@ -166,11 +194,50 @@ class PubSub:
     ) -> Callable[[F], F]:
         """Return a decorator that has a function called at each tick of a cron expression (five fields, or six).
 
-        The function takes nothing, or the message. The schedule, and the topic that it publishes to, is called `name`,
-        by default after the function. Raises ConfigurationError for an expression that cannot be read or never comes.
+        Of six fields the first are the seconds. `tz` is the time zone that it is read in, such as "Europe/Berlin". Each
+        tick is fired once, however many workers there are. When none was there for it, it was `missed`: then "skip"
+        drops it, "once" makes up for the last one, and "all" for each.
+        The function takes nothing, or the message, whose `scheduled_for` is the tick. The schedule, and the topic that
+        it publishes to, is called `name`, by default after the function.
+        Raises ConfigurationError for an expression that cannot be read or never comes.
         """
-        spec = CronSpec(expression)
+        return self._scheduled(
+            CronSpec(expression, tz), missed, name, group=group, retry=retry, timeout=timeout, concurrency=concurrency
+        )
+
+    def every(
+        self,
+        interval: float | timedelta,
+        *,
+        missed: Missed = "once",
+        name: str | None = None,
+        group: str | None = None,
+        retry: RetryPolicy | None = None,
+        timeout: float | None = None,
+        concurrency: int | None = None,
+    ) -> Callable[[F], F]:
+        """Return a decorator that has a function called each `interval` (seconds, or a timedelta). See `cron`.
+
+        Its ticks are the multiples of the interval since 1970, UTC, so that all processes have the same.
+        """
+        return self._scheduled(
+            EverySpec(_seconds(interval)), missed, name, group=group, retry=retry, timeout=timeout,
+            concurrency=concurrency,
+        )  # fmt: skip
+
+    def _scheduled(
+        self,
+        spec: Spec,
+        missed: Missed,
+        name: str | None,
+        *,
+        group: str | None,
+        retry: RetryPolicy | None,
+        timeout: float | None,
+        concurrency: int | None,
+    ) -> Callable[[F], F]:
         _check_options(group, timeout, concurrency, "latest")
+        _check_missed(missed)
 
         def decorate(function: F) -> F:
             names = sys._getframe(1).f_locals  # noqa: SLF001  # annotations may name what is local there
@@ -179,10 +246,37 @@ class PubSub:
             self._add(
                 Subscription(topic.name, group, handler, retry or ExponentialBackoff(), timeout, concurrency, "latest")
             )
-            self._schedules[topic.name] = Schedule(topic.name, topic.name, spec)
+            self._schedules[topic.name] = Schedule(topic.name, topic.name, spec, missed)
             return function
 
         return decorate
+
+    def schedule(
+        self,
+        topic: str | Topic[T],
+        when: str | float | timedelta,
+        payload: T,
+        *,
+        tz: str = "UTC",
+        missed: Missed = "once",
+        name: str | None = None,
+    ) -> None:
+        """Have `payload` published to `topic` at each tick of a cron expression, or each so many seconds. See `cron`.
+
+        The schedule is called `name`, by default after the topic. Raises ValidationError for a payload that does not
+        fit the topic, and ConfigurationError for an expression that cannot be, or a name that is taken.
+        """
+        declared = topic if isinstance(topic, Topic) else self.topic(topic)
+        spec = CronSpec(when, tz) if isinstance(when, str) else EverySpec(_seconds(when))
+        _check_missed(missed)
+        called = check_name("schedule", name or declared.name)
+        if called in self._schedules:
+            raise ConfigurationError(f"there is a schedule {called!r} already: give this one another name=")
+        try:
+            declared.codec.encode(payload)
+        except ValidationError as error:
+            raise ValidationError(f"schedule {called!r} of topic {declared.name!r}: {error}", error.errors) from None
+        self._schedules[called] = Schedule(called, declared.name, spec, missed, payload)
 
     def _add(self, new: Subscription) -> None:
         other = self._subscriptions.get((new.topic, new.group))
@@ -209,11 +303,19 @@ class PubSub:
         *,
         key: str | None = None,
         headers: Mapping[str, str] | None = None,
+        delay: float | timedelta | None = None,
+        at: datetime | None = None,
+        expires: float | timedelta | None = None,
+        dedup: Dedup | None = None,
         durability: str | None = None,
         id: str | None = None,
     ) -> str:
         """Publish one message and return its id, a time-sortable UUID. When it returns the message is stored.
 
+        It is delivered `delay` (seconds, or a timedelta) from now, or `at` a moment, an aware datetime, by the broker's
+        clock; a moment that is past is now. What is not handled when it `expires` (seconds or a timedelta from now) is
+        not handled any more. `dedup` is a key, or a key and a window in seconds (300): if a message with that key was
+        published to the topic within the window, nothing is published, and the id of that one is returned.
         With `durability` "fsync" the server's disk has it too, with "replicas:N" so many of its replicas, with
         "fsync+replicas:N" both; without, what the topic or else `PUBSUB_DURABILITY` says counts. `id` is for a message
         that was published before, and may or may not be stored: the id of that time. It is not stored twice.
@@ -222,17 +324,29 @@ class PubSub:
         NotConfirmed (it is stored, but disk or replicas did not say so in time); or PublishUncertain.
         """
         runtime = self.runtime
-        message = self._message(runtime, topic, payload, key=key, headers=headers, id=id)
+        message = self._message(runtime, topic, payload, key=key, headers=headers, expires=expires, id=id)
         asked = self._durability(runtime, message.topic, durability)
+        own = _terms(message.topic, delay, at, expires, dedup)
+        terms = NO_TERMS if own is None else {message.id: own}
+        ids: Sequence[str] = (message.id,)
 
         def send(changed: Message[Any]) -> None:
-            runtime.broker.publish([self._encoded(runtime, changed)], asked, again=id is not None)
+            nonlocal ids
+            encoded = [self._encoded(runtime, changed)]
+            ids = runtime.broker.publish(encoded, asked, again=id is not None, terms=terms)
 
         if self._publish_middleware:
             chain(self._publish_middleware, send)(message)
         else:
             send(message)
-        return message.id
+        return ids[0]
+
+    def cancel(self, topic: str | Topic[Any], id: str) -> bool:
+        """Cancel a message that was published with `delay` or `at`; tell whether it was not delivered yet, and now is
+        never. Frees its `dedup` key. Blocks for a round trip or two. Idempotent: the second time it is False.
+        """
+        name = topic.name if isinstance(topic, Topic) else check_name("topic", topic)
+        return self.runtime.broker.cancel(name, id)
 
     def batch(self, *, durability: str | None = None) -> "Batch":
         """Return a batch: what is published on it is sent together, in order, when its `with` block is left.
@@ -254,6 +368,7 @@ class PubSub:
         *,
         key: str | None,
         headers: Mapping[str, str] | None,
+        expires: float | timedelta | None,
         id: str | None,
     ) -> Message[Any]:
         name = topic.name if isinstance(topic, Topic) else (self._topics.get(topic) or self.topic(topic)).name
@@ -264,10 +379,25 @@ class PubSub:
         if key is not None and not isinstance(key, str):
             raise ValidationError(f"key={key!r} on topic {name!r}: a key is text")
         checked_headers = _checked_headers(name, headers)
-        if id is not None:
-            return Message(id, name, payload, _moment_of(name, id), key, checked_headers)
-        now = datetime.fromtimestamp(runtime.clock.time(), UTC)
-        return Message(runtime.make_id(), name, payload, now, key, checked_headers)
+        if id is None:
+            id, now = runtime.make_id(), datetime.fromtimestamp(runtime.clock.time(), UTC)
+        else:
+            now = _moment_of(name, id)
+        if expires is None:
+            return Message(id, name, payload, now, key, checked_headers)
+        expires_at = _moment_after(now, _checked_seconds(name, "expires", expires))
+        return Message(id, name, payload, now, key, checked_headers, expires_at=expires_at)
+
+    def scheduled_message(self, schedule: Schedule, tick: float) -> Message[bytes] | None:
+        """Return the message of a tick, through the publish middleware; None if that keeps it back."""
+        runtime = self.runtime
+        made: list[Message[bytes]] = []
+        now, scheduled_for = (datetime.fromtimestamp(moment, UTC) for moment in (runtime.clock.time(), tick))
+        message = Message(
+            runtime.make_id(), schedule.topic, schedule.payload, now, source="cron", scheduled_for=scheduled_for
+        )
+        chain(self._publish_middleware, lambda changed: made.append(self._encoded(runtime, changed)))(message)
+        return made[0] if made else None
 
     def _encoded(self, runtime: Runtime, message: Message[Any]) -> Message[bytes]:
         try:
@@ -287,6 +417,8 @@ class PubSub:
             message.key,
             message.headers,
             source=message.source,
+            expires_at=message.expires_at,
+            scheduled_for=message.scheduled_for,
         )
 
     # Looking, and mending
@@ -371,13 +503,14 @@ class Batch:
         self._runtime = runtime
         self._durability = durability
         self._waiting: list[Message[bytes]] = []
+        self._terms: dict[str, Terms] = {}  # of what waits, by id
         self._asked = IN_MEMORY  # by what waits
         self._may_be_stored = False  # some of what waits
         self._sent: list[str] = []
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """The ids of all messages sent so far, in order."""
+        """The ids of all messages sent so far, in order; of one whose `dedup` was used before, that of the first."""
         return tuple(self._sent)
 
     def publish(
@@ -387,20 +520,27 @@ class Batch:
         *,
         key: str | None = None,
         headers: Mapping[str, str] | None = None,
+        delay: float | timedelta | None = None,
+        at: datetime | None = None,
+        expires: float | timedelta | None = None,
+        dedup: Dedup | None = None,
         id: str | None = None,
     ) -> str:
         """Add a message, and return the id that it will have; `id` is for one that was published before.
 
-        Raises ValidationError, adding nothing, if it does not fit.
+        The others are those of `PubSub.publish`. Raises ValidationError, adding nothing, if it does not fit.
         """
         pubsub, runtime = self._pubsub, self._runtime
         message = pubsub._message(  # noqa: SLF001  # one unit with PubSub
-            runtime, topic, payload, key=key, headers=headers, id=id
+            runtime, topic, payload, key=key, headers=headers, expires=expires, id=id
         )
+        own = _terms(message.topic, delay, at, expires, dedup)
         chain(
             pubsub._publish_middleware,  # noqa: SLF001
             lambda changed: self._waiting.append(pubsub._encoded(runtime, changed)),  # noqa: SLF001
         )(message)
+        if own is not None:
+            self._terms[message.id] = own
         self._asked |= self._durability or pubsub._durability(runtime, message.topic, None)  # noqa: SLF001
         self._may_be_stored |= id is not None
         return message.id
@@ -408,14 +548,14 @@ class Batch:
     def commit(self) -> tuple[str, ...]:
         """Send what waits, and return the ids of what was sent now. May be called again after an error."""
         again, self._may_be_stored = self._may_be_stored, True
-        self._runtime.broker.publish(self._waiting, self._asked, again=again)
-        ids = tuple(message.id for message in self._waiting)
+        ids = tuple(self._runtime.broker.publish(self._waiting, self._asked, again=again, terms=self._terms))
         self._sent.extend(ids)
         self._forget()
         return ids
 
     def _forget(self) -> None:
         self._waiting.clear()
+        self._terms = {}
         self._asked, self._may_be_stored = IN_MEMORY, False
 
     def __enter__(self) -> "Batch":
@@ -457,6 +597,69 @@ def _moment_of(topic: str, message_id: object) -> datetime:
         f"id={message_id!r} on topic {topic!r}: it is for the id of an earlier publish, a UUID of version 7, in lower "
         "case"
     )
+
+
+_EXPIRED = ("dead_letter", "drop")
+_MISSED = ("skip", "once", "all")
+_DEDUP_LENGTH = 512
+_DEDUP_WINDOW = 300.0
+
+
+def _check_missed(missed: object) -> None:
+    if missed not in _MISSED:
+        raise ConfigurationError(
+            f"missed={missed!r}.{did_you_mean(str(missed), _MISSED)} It is 'skip', 'once' or 'all'"
+        )
+
+
+def _seconds(time: float | timedelta) -> float:
+    return time.total_seconds() if isinstance(time, timedelta) else time
+
+
+def _checked_seconds(topic: str, name: str, time: object, least: float = 0.0) -> float:
+    seconds = time.total_seconds() if isinstance(time, timedelta) else time
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not least <= seconds < math.inf:
+        raise ValidationError(
+            f"{name}={time!r} on topic {topic!r}: it is a number of seconds, or a timedelta, 0 or more"
+        )
+    return float(seconds)
+
+
+def _moment_after(now: datetime, seconds: float) -> datetime:
+    try:
+        return now + timedelta(seconds=seconds)
+    except OverflowError:
+        return datetime.max.replace(tzinfo=UTC)
+
+
+def _terms(
+    topic: str,
+    delay: float | timedelta | None,
+    at: datetime | None,
+    expires: float | timedelta | None,
+    dedup: Dedup | None,
+) -> Terms | None:
+    """Return when, and whether, a message is to be published; None: now, and in any case."""
+    if delay is None and at is None and dedup is None:
+        return None
+    if delay is not None and at is not None:
+        raise ValidationError(f"delay={delay!r} and at={at!r} on topic {topic!r}: say one of them")
+    wait = 0.0 if delay is None else _checked_seconds(topic, "delay", delay)
+    if expires is not None and wait >= _seconds(expires):
+        raise ValidationError(
+            f"delay={delay!r} on topic {topic!r} is not less than expires={expires!r}: it would never be handled"
+        )
+    if at is not None and (not isinstance(at, datetime) or at.tzinfo is None):
+        raise ValidationError(
+            f"at={at!r} on topic {topic!r}: it is a datetime with a time zone: datetime(..., tzinfo=UTC)"
+        )
+    key, window = dedup if isinstance(dedup, tuple) else (dedup, _DEDUP_WINDOW)
+    if key is not None and not (isinstance(key, str) and 0 < len(key) <= _DEDUP_LENGTH):
+        raise ValidationError(f"dedup={dedup!r} on topic {topic!r}: a key is text, 1 to {_DEDUP_LENGTH} characters")
+    seconds = _checked_seconds(topic, "the window of dedup", window)
+    if seconds < 0.001:
+        raise ValidationError(f"dedup={dedup!r} on topic {topic!r}: the window is more than 0 seconds")
+    return Terms(wait, None if at is None else at.timestamp(), key, seconds)
 
 
 def _topic_options(

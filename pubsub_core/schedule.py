@@ -1,37 +1,148 @@
-"""Schedules: recurring publishes, declared here."""
+"""Schedules: recurring publishes. What they are, and which of their ticks are to be fired when."""
 
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from itertools import islice, takewhile
+from typing import Any, Literal
 
-from pubsub_core.errors import ConfigurationError
+from pubsub_core.broker import Broker, ScheduleKey
+from pubsub_core.cron import Spec
+from pubsub_core.errors import BrokerError
+from pubsub_core.message import Message
 
+log = logging.getLogger("pubsub")
 
-@dataclass(frozen=True, slots=True)
-class CronSpec:
-    """A cron expression: five fields, or six with seconds first. Times are UTC."""
+Missed = Literal["skip", "once", "all"]
 
-    expression: str
+MOST_MISSED = 1000
+"""How many missed ticks are made up for, with `missed="all"`: the newest."""
 
-    def __post_init__(self) -> None:
-        """Refuse what cannot be read, or never comes (30 February)."""
-        from croniter import croniter
-
-        fields = self.expression.split()
-        if not self.expression.startswith("@") and len(fields) not in (5, 6):
-            raise ConfigurationError(
-                f"cron {self.expression!r} has {len(fields)} fields: use five (minute hour day month weekday), "
-                "or six with seconds first"
-            )
-        try:
-            croniter(self.expression, datetime(2000, 1, 1, tzinfo=UTC), second_at_beginning=True).get_next()
-        except (ValueError, KeyError) as error:
-            raise ConfigurationError(f"cron {self.expression!r} cannot be: {error}") from None
+_NAME_AGAIN = 60.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """A recurring publish of an empty payload to `topic`."""
+    """A recurring publish of `payload` to `topic`.
+
+    A tick is missed when no worker was there to fire it: `missed` says whether such ticks are dropped, made up for by
+    the last of them alone, or by all, `MOST_MISSED` at most.
+    """
 
     name: str
     topic: str
-    spec: CronSpec
+    spec: Spec
+    missed: Missed = "once"
+    payload: Any = None
+
+    @property
+    def key(self) -> ScheduleKey:
+        """What the broker knows it by."""
+        return ScheduleKey(self.topic, self.name)
+
+
+MakeMessage = Callable[[Schedule, float], Message[bytes] | None]
+"""Makes the message of a tick; None if there is to be none."""
+
+
+class Scheduler:
+    """Fires the ticks of schedules, beside any number of others that do the same. For one thread at a time.
+
+    `owner` is the application. Times are those of the broker's clock. Who looked within `lease` seconds was there: the
+    ticks since then are late at most, not missed.
+    """
+
+    def __init__(
+        self, schedules: Sequence[Schedule], broker: Broker, owner: str, make_message: MakeMessage, lease: float
+    ) -> None:
+        self._schedules = schedules
+        self._broker = broker
+        self._owner = owner
+        self._make_message = make_message
+        self._lease = lease
+        self._seen: dict[ScheduleKey, float] = {}  # up to here every tick was fired, or passed over
+        self._looked_at: float | None = None
+        self._named_at = 0.0
+
+    def run_due(self) -> float:
+        """Fire what is due; return the seconds until the next tick, `inf` without a schedule. Blocks for the broker.
+
+        Raises a BrokerError; what was not fired then is fired by the next call.
+        """
+        now = self._broker.time()
+        if self._looked_at is None or now - self._looked_at > self._lease:
+            self._begin(now)
+        elif abs(now - self._named_at) >= _NAME_AGAIN and self._schedules:
+            self._name(now, is_start=False)
+        failure: BrokerError | None = None
+        next_at = float("inf")
+        for one in self._schedules:
+            try:
+                self._fire_until(one, now)
+            except BrokerError as error:
+                failure = failure or error  # of a topic that is full, perhaps: the others go on
+            next_at = min(next_at, one.spec.next_after(self._seen[one.key]))
+        if failure is not None:
+            raise failure
+        self._looked_at = now
+        return max(0.0, next_at - self._broker.time()) if self._schedules else next_at
+
+    def _begin(self, now: float) -> None:
+        """After a start, or an absence: find out which ticks were missed, and pass over those that shall be."""
+        last_ticks = self._name(now, is_start=self._looked_at is None)
+        for one in self._schedules:
+            last = max(last_ticks[one.key], self._seen.get(one.key, 0.0))
+            if one.spec.next_after(last) <= now:
+                log.warning("schedule %s missed ticks: %s", one.name, _MADE_UP[one.missed])
+            self._seen[one.key] = _seen_after_absence(one, last, now)
+        self._looked_at = now
+
+    def _name(self, now: float, *, is_start: bool) -> Mapping[ScheduleKey, float]:
+        specs = {one.key: one.spec.key for one in self._schedules}
+        last_ticks = self._broker.join_schedules(self._owner, specs, is_start=is_start)
+        self._named_at = now
+        return last_ticks
+
+    def _fire_until(self, one: Schedule, now: float) -> None:
+        while (tick := one.spec.next_after(self._seen[one.key])) <= now:
+            message = self._message_of(one, tick)
+            if message is not None:
+                fired = self._broker.fire(one.key, one.spec.key, tick, message)
+                if fired == "early":
+                    return
+                log.debug("schedule %s, tick %s: %s", one.name, tick, fired)
+            self._seen[one.key] = tick
+
+    def _message_of(self, one: Schedule, tick: float) -> Message[bytes] | None:
+        try:
+            return self._make_message(one, tick)
+        except Exception:  # the application's own: publish middleware
+            log.exception("schedule %s: the message of the tick at %s could not be made", one.name, tick)
+            return None
+
+
+_MADE_UP: Mapping[Missed, str] = {
+    "skip": "they are dropped",
+    "once": "the last one is made up for",
+    "all": f"they are made up for, the last {MOST_MISSED} at most",
+}
+
+
+def _seen_after_absence(schedule: Schedule, last: float, now: float) -> float:
+    """Return up to where the ticks that were missed since `last` are passed over."""
+    if schedule.missed == "skip":
+        return max(last, now)
+    most = 1 if schedule.missed == "once" else MOST_MISSED
+    made_up = list(islice(takewhile(lambda tick: tick > last, _backwards(schedule.spec, now)), most))
+    return _just_before(made_up[-1]) if made_up else last
+
+
+def _backwards(spec: Spec, moment: float) -> Iterator[float]:
+    while True:
+        moment = spec.latest_until(moment)
+        yield moment
+        moment = _just_before(moment)
+
+
+def _just_before(moment: float) -> float:
+    return moment - 0.0005  # ticks are told apart by milliseconds

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from pubsub_core.broker import Membership, Start
 from pubsub_core.errors import ConfigurationError, SubscriptionError
@@ -16,6 +16,9 @@ from pubsub_core.retry import RetryPolicy
 
 if TYPE_CHECKING:
     from pubsub_core.codec import TypedJson, UntypedJson
+
+
+Expired = Literal["dead_letter", "drop"]
 
 
 class Takes(Enum):
@@ -40,7 +43,10 @@ class Handler:
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """One handler on one topic as one group. `group` is None until the default group is known."""
+    """One handler on one topic as one group. `group` is None until the default group is known.
+
+    If it `drops_expired`, messages past their `expires_at` are acknowledged unseen; else they become dead letters.
+    """
 
     topic: str
     group: str | None
@@ -49,6 +55,7 @@ class Subscription:
     timeout: float | None
     concurrency: int | None
     start: Start
+    drops_expired: bool = False
 
     @property
     def key(self) -> SubscriptionKey:

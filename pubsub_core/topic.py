@@ -1,16 +1,22 @@
 """Topics: named streams of messages of one schema."""
 
 from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from pubsub_core.broker import Durability, Start, TopicOptions
 from pubsub_core.retry import RetryPolicy
+from pubsub_core.schedule import Missed
+from pubsub_core.subscription import Expired
 
 if TYPE_CHECKING:
     from pubsub_core.codec import TypedJson, UntypedJson
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
+
+Dedup = str | tuple[str, float | timedelta]
+"""A key, or a key and a window in seconds."""
 
 
 class Owner(Protocol):
@@ -23,10 +29,29 @@ class Owner(Protocol):
         *,
         key: str | None = None,
         headers: Mapping[str, str] | None = None,
+        delay: float | timedelta | None = None,
+        at: datetime | None = None,
+        expires: float | timedelta | None = None,
+        dedup: Dedup | None = None,
         durability: str | None = None,
         id: str | None = None,
     ) -> str:
         """See `PubSub.publish`."""
+
+    def schedule(
+        self,
+        topic: "str | Topic[T]",
+        when: str | float | timedelta,
+        payload: T,
+        *,
+        tz: str = "UTC",
+        missed: Missed = "once",
+        name: str | None = None,
+    ) -> None:
+        """See `PubSub.schedule`."""
+
+    def cancel(self, topic: "str | Topic[Any]", id: str) -> bool:
+        """See `PubSub.cancel`."""
 
     def subscribe(
         self,
@@ -37,6 +62,7 @@ class Owner(Protocol):
         timeout: float | None = None,
         concurrency: int | None = None,
         start: Start = "earliest",
+        expired: Expired = "dead_letter",
     ) -> Callable[[F], F]:
         """See `PubSub.subscribe`."""
 
@@ -70,11 +96,42 @@ class Topic(Generic[T]):
         *,
         key: str | None = None,
         headers: Mapping[str, str] | None = None,
+        delay: float | timedelta | None = None,
+        at: datetime | None = None,
+        expires: float | timedelta | None = None,
+        dedup: Dedup | None = None,
         durability: str | None = None,
         id: str | None = None,
     ) -> str:
         """Publish one message and return its id. See `PubSub.publish`."""
-        return self._pubsub.publish(self, payload, key=key, headers=headers, durability=durability, id=id)
+        return self._pubsub.publish(
+            self,
+            payload,
+            key=key,
+            headers=headers,
+            delay=delay,
+            at=at,
+            expires=expires,
+            dedup=dedup,
+            durability=durability,
+            id=id,
+        )
+
+    def cancel(self, id: str) -> bool:
+        """Cancel a message that is not due yet; tell whether there was one. See `PubSub.cancel`."""
+        return self._pubsub.cancel(self, id)
+
+    def schedule(
+        self,
+        when: str | float | timedelta,
+        payload: T,
+        *,
+        tz: str = "UTC",
+        missed: Missed = "once",
+        name: str | None = None,
+    ) -> None:
+        """Have `payload` published at each tick. See `PubSub.schedule`."""
+        self._pubsub.schedule(self, when, payload, tz=tz, missed=missed, name=name)
 
     def subscribe(
         self,
@@ -84,8 +141,15 @@ class Topic(Generic[T]):
         timeout: float | None = None,
         concurrency: int | None = None,
         start: Start = "earliest",
+        expired: Expired = "dead_letter",
     ) -> Callable[[F], F]:
         """Return a decorator that makes a function this topic's handler for a group. See `PubSub.subscribe`."""
         return self._pubsub.subscribe(
-            self, group=group, retry=retry, timeout=timeout, concurrency=concurrency, start=start
+            self,
+            group=group,
+            retry=retry,
+            timeout=timeout,
+            concurrency=concurrency,
+            start=start,
+            expired=expired,
         )

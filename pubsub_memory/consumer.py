@@ -23,6 +23,8 @@ class MemoryConsumer:
         log_of: Callable[[str], Log],
         memberships: Sequence[Membership],
         name: str,
+        *,
+        move_due: Callable[[str, float], float],
     ) -> None:
         self.name = name
         self._sign_of_life = 0.0
@@ -31,6 +33,8 @@ class MemoryConsumer:
         self._clock_moves_by_itself = not hasattr(options.clock, "on_move")
         self._heartbeat = options.heartbeat
         self._log_of = log_of
+        self._move_due = move_due
+        self._delayed_until = float("inf")  # what is delayed, of the topics that were asked for last
         self._memberships = tuple(memberships)
         self._groups: dict[SubscriptionKey, Group] = {}
         self._registered = False
@@ -82,6 +86,9 @@ class MemoryConsumer:
             asked = asked[self._turn :] + asked[: self._turn]
         if self._is_at_last_chance():
             return []
+        self._delayed_until = min(
+            (self._move_due(key.topic, now) for key in asked if self._groups[key].log.delayed), default=float("inf")
+        )
         taken = self._take_suspect(asked, now)
         if self._is_at_last_chance():
             return taken
@@ -108,6 +115,7 @@ class MemoryConsumer:
             return _LONGEST_WAIT
         asked = [self._groups[key] for key, count in credit.items() if count > 0]
         due_at = min((group.due_at(suspects=not self._crashed) for group in asked), default=float("inf"))
+        due_at = min(due_at, self._delayed_until)
         return max(due_at - self._clock.time(), 0.001)
 
     def _wait_for_bell(self, seconds: float) -> None:

@@ -12,6 +12,7 @@ _set_id, _set_topic, _set_payload = _message["id"], _message["topic"], _message[
 _set_published_at, _set_key, _set_headers = _message["published_at"], _message["key"], _message["headers"]
 _set_attempt, _set_group = _message["attempt"], _message["group"]
 _set_source, _set_position = _message["source"], _message["position"]
+_set_expires_at, _set_scheduled_for = _message["expires_at"], _message["scheduled_for"]
 _set_message, _set_subscription = vars(Delivery)["message"].__set__, vars(Delivery)["subscription"].__set__
 _set_crashes = vars(Delivery)["crashes"].__set__
 
@@ -31,6 +32,8 @@ def hand_over(
     _set_group(message, key.group)
     _set_source(message, stored.source)
     _set_position(message, position)
+    _set_expires_at(message, stored.expires_at)
+    _set_scheduled_for(message, stored.scheduled_for)
     delivery: Delivery[bytes] = _new(Delivery)
     _set_message(delivery, message)
     _set_subscription(delivery, key)

@@ -3,19 +3,21 @@
 import os
 import threading
 from bisect import bisect_left
-from dataclasses import replace
+from collections import defaultdict
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from heapq import heappop, heappush
 from typing import Protocol
 from weakref import WeakSet
 
-from pubsub_core.broker import DeadLetter, GroupState, Start
+from pubsub_core.broker import DeadLetter, GroupState, ScheduleKey, Start
 from pubsub_core.message import DeadLetterReason, Delivery, Message, SubscriptionKey
 from pubsub_memory.handover import hand_over
 
 KEPT_FOR_LOOKING_BACK = 1000
 """How many messages of a topic are kept at most although every group has been handed them."""
 
+_MANY_KEYS = 10_000
 _MICROSECOND = 1e-6
 
 
@@ -47,6 +49,11 @@ class Log:
         self.entries: dict[int, tuple[float, Message[bytes]]] = {}
         self.groups: dict[str, Group] = {}
         self.dropped = 0  # to bound the backlog, ever
+        # What is not due yet, by id: when it is, the message, and its dedup key. And the same in order, with some that
+        # were cancelled since.
+        self.delayed: dict[str, tuple[float, Message[bytes], str | None]] = {}
+        self._delayed_order: list[tuple[float, str]] = []
+        self._dedup: dict[str, tuple[str, float]] = {}  # key → the first id, and until when it counts
         self._last_stored = 0.0
 
     def append(self, message: Message[bytes], now: float) -> None:
@@ -57,7 +64,48 @@ class Log:
 
     def ids(self) -> set[str]:
         """Return the ids of the messages that are kept."""
-        return {message.id for _, message in self.entries.values()}
+        return {message.id for _, message in self.entries.values()} | self.delayed.keys()
+
+    def delay(self, message: Message[bytes], due: float, dedup: str | None) -> None:
+        """Keep the message apart until it is due."""
+        self.delayed[message.id] = (due, message, dedup)
+        heappush(self._delayed_order, (due, message.id))
+
+    def cancel(self, message_id: str) -> bool:
+        """Delete a message that is not due yet, and free its dedup key; tell whether there was one."""
+        was_there = message_id in self.delayed
+        _, _, dedup = self.delayed.pop(message_id, (None, None, None))
+        known = dedup is not None and self._dedup.get(dedup)
+        if known and known[0] == message_id:
+            del self._dedup[str(dedup)]
+        return was_there
+
+    def next_delayed(self) -> float:
+        """Return when the next message is due; infinite if there is none."""
+        order = self._delayed_order
+        while order and self.delayed.get(order[0][1], (None,))[0] != order[0][0]:
+            heappop(order)
+        return order[0][0] if order else float("inf")
+
+    def pop_delayed(self) -> Message[bytes]:
+        """Remove and return the message of which `next_delayed` told."""
+        _, message_id = heappop(self._delayed_order)
+        return self.delayed.pop(message_id)[1]
+
+    def first_delayed(self) -> str:
+        """Return the id of the message of which `next_delayed` told."""
+        return self._delayed_order[0][1]
+
+    def known(self, dedup: str, now: float) -> str | None:
+        """Return the id of the message that was published under this key, and still counts."""
+        message_id, until = self._dedup.get(dedup, (None, 0.0))
+        return message_id if now < until else None
+
+    def note(self, dedup: str, message_id: str, now: float, window: float) -> None:
+        """Have a message count as that of its key for so long."""
+        if len(self._dedup) >= _MANY_KEYS:
+            self._dedup = {key: known for key, known in self._dedup.items() if now < known[1]}
+        self._dedup[dedup] = (message_id, now + window)
 
     def first_unsettled(self) -> int:
         """Return the number of the first message that not every group has settled; without a group, of the first."""
@@ -113,7 +161,7 @@ class Group:
         self.dead: list[DeadLetter] = []
         self.held: dict[str, tuple[Owner, Delivery[bytes]]] = {}
         self.failed_at: dict[str, float] = {}  # the first failure, of what failed and is not settled
-        self._log = log
+        self.log = log
         self._key = key
         self._parked: dict[str, Delivery[bytes]] = {}
         self._letters = 0
@@ -133,7 +181,7 @@ class Group:
     def take(self, owner: Owner, count: int, now: float) -> list[Delivery[bytes]]:
         """Hand out what is due, then what is new, `count` in all at most."""
         taken = self._take_due(self._due, owner, count, now) if self._due else []
-        log, held, key = self._log, self.held, self._key
+        log, held, key = self.log, self.held, self._key
         entries = log.entries
         upto = min(log.end, self.next + count - len(taken))
         for number in range(self.next, upto):
@@ -161,7 +209,7 @@ class Group:
     def first_unsettled(self) -> int:
         """Return the number of the first message that is not settled, of those that the log still has."""
         old = (int(position) for positions in (self.held, self._parked) for position in positions)
-        return min((number for number in old if number >= self._log.first), default=self.next)
+        return min((number for number in old if number >= self.log.first), default=self.next)
 
     def forget(self, gone: range) -> None:
         """Hand out these no more. What is in hand may still be settled."""
@@ -223,15 +271,26 @@ class Group:
     def replay(self, letter: DeadLetter) -> None:
         """Deliver a dead letter again, as new. Its place is that which it had."""
         position = str(letter.message.position)
-        self.park(hand_over(replace(letter.message, source="replay"), self._key, 1, position), 0.0)
+        self.park(hand_over(replace(letter.message, source="replay", expires_at=None), self._key, 1, position), 0.0)
 
     def state(self, consumers: int, dropped: int) -> GroupState:
         """Return how the group stands."""
-        unsettled = [self._log.entries[number][1] for number in range(self.next, self._log.end)[:1]]
+        unsettled = [self.log.entries[number][1] for number in range(self.next, self.log.end)[:1]]
         unsettled += [delivery.message for _, delivery in self.held.values()]
         unsettled += [delivery.message for delivery in self._parked.values()]
         oldest = min((message.published_at for message in unsettled), default=None)
         return GroupState(self._key, len(self.held) + len(self._parked), consumers, oldest, dropped)
+
+
+@dataclass(slots=True)
+class Planned:
+    """How a schedule stands; see `pubsub_core.broker.ScheduleState`. `named_at` is when somebody last said so."""
+
+    owner: str
+    spec: str
+    last: float
+    named_at: float
+    is_paused: bool = False
 
 
 class Store:
@@ -240,6 +299,7 @@ class Store:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.logs: dict[str, Log] = {}
+        self.schedules: defaultdict[str, dict[ScheduleKey, Planned]] = defaultdict(dict)  # by namespace
         self.waiting: list[Owner] = []
         self._consumers: dict[str, Owner] = {}
         _all.add(self)

@@ -1,26 +1,34 @@
 """The Redis broker: publishing, and making consumers."""
 
+import math
 import os
 import random
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, cast
 
 import redis.exceptions as theirs
 
 from pubsub_core.backlog import DropLog, backlog_is_full, refuse_what_cannot_fit
 from pubsub_core.broker import (
     IN_MEMORY,
+    NO_TERMS,
     USUAL,
     BrokerOptions,
     DeadLetter,
+    Delayed,
     Durability,
+    Fired,
     GroupState,
     Membership,
+    ScheduleKey,
+    ScheduleState,
+    Terms,
     TopicOptions,
 )
 from pubsub_core.errors import (
@@ -33,10 +41,10 @@ from pubsub_core.errors import (
     Unsupported,
 )
 from pubsub_core.message import Message, SubscriptionKey
-from pubsub_redis.consumer import RedisConsumer
-from pubsub_redis.entry import add_command, entry_fields, read_letter, stored_at
+from pubsub_redis.consumer import RedisConsumer, due_prefix, room_of
+from pubsub_redis.entry import add_command, entry_fields, entry_values, read_delayed, read_letter, stored_at
 from pubsub_redis.faults import broker_errors, is_missing_group, translated
-from pubsub_redis.keys import PARKED, TopicKeys, topic_keys, worker_key
+from pubsub_redis.keys import PARKED, TopicKeys, control_channel, schedules_key, topic_keys, worker_key
 from pubsub_redis.link import Command, Link, checked, script_call
 from pubsub_redis.servers import Node, Servers
 
@@ -46,6 +54,7 @@ _LOOK_PAGE = 1000
 _LETTERS = 100  # in one script call, or command
 
 _LOOK_MARGIN = 10.0  # seconds by which clocks may differ
+_TIME_IS_GOOD_FOR = 10.0  # seconds
 _UNFENCED_FOR = 3600.0  # seconds after which no network still holds a request back
 
 _Name = tuple[str, str]
@@ -67,6 +76,8 @@ class RedisBroker:
         self._unfenced: dict[_Sent, float] = {}
         self._idle: defaultdict[Node, deque[Link]] = defaultdict(deque)
         self._process = os.getpid()
+        self._ahead: float | None = None  # of time.monotonic() the server's clock is, by so many seconds
+        self._ahead_since = -math.inf
 
     # Connections
 
@@ -127,11 +138,26 @@ class RedisBroker:
     # Publishing
 
     def publish(
-        self, messages: Sequence[Message[bytes]], durability: Durability = IN_MEMORY, *, again: bool = False
-    ) -> None:
+        self,
+        messages: Sequence[Message[bytes]],
+        durability: Durability = IN_MEMORY,
+        *,
+        again: bool = False,
+        terms: Mapping[str, Terms] = NO_TERMS,
+    ) -> Sequence[str]:
         """Store the messages. See the seam."""
-        refuse_what_cannot_fit(messages, self.options.topics)
-        _Publish(self, messages, durability, again=again).run()
+        refuse_what_cannot_fit(messages, self.options.topics, terms)
+        return _Publish(self, messages, durability, terms, again=again).run()
+
+    def cancel(self, topic: str, message_id: str) -> bool:
+        """Delete a message that is not due yet. See the seam."""
+        keys = self.keys(topic)
+        record = self.call(keys.stream, ("HGET", keys.delayed_messages, message_id), "cancelling")
+        if record is None:
+            return False
+        _, dedup = read_delayed(topic, record)
+        names = (keys.delayed, keys.delayed_messages, *([dedup] if dedup else []))
+        return bool(self.call(keys.stream, script_call("cancel", names, message_id), "cancelling"))
 
     def remember_unfenced(self, sent: Iterable[_Sent]) -> None:
         """Note connections on which something may still be carried out."""
@@ -149,6 +175,78 @@ class RedisBroker:
     def forget_unfenced(self, sent: _Sent) -> None:
         """Note that nothing can be carried out on the connection any more."""
         self._unfenced.pop(sent, None)
+
+    # Time and schedules
+
+    def time(self) -> float:
+        """Return the server's time, as it was told lately. See the seam."""
+        if time.monotonic() - self._ahead_since > _TIME_IS_GOOD_FOR:
+            try:
+                self._ask_for_time()
+            except BrokerError:
+                if self._ahead is None:
+                    raise
+        return time.monotonic() + cast(float, self._ahead)
+
+    def _ask_for_time(self) -> None:
+        asked = time.monotonic()
+        seconds, microseconds = self.call(self.options.namespace, ("TIME",), "asking for the time")
+        answered = time.monotonic()
+        self._ahead = int(seconds) + int(microseconds) / 1e6 - (asked + answered) / 2
+        self._ahead_since = answered
+
+    def join_schedules(
+        self, owner: str, schedules: Mapping[ScheduleKey, str], *, is_start: bool = False
+    ) -> Mapping[ScheduleKey, float]:
+        """Name the schedules of an application. See the seam."""
+        index = schedules_key(self.options.namespace)
+        how = "start" if is_start else "name"
+        last_ticks: dict[ScheduleKey, float] = {}
+        for key, spec in schedules.items():
+            _, last = self._call_schedule(key, owner, spec, how)
+            last_ticks[key] = last / 1000
+            self.call(index, ("HSET", index, " ".join(key), owner), "naming a schedule")
+        for key, owned_by in self._known_schedules().items():
+            if owned_by == owner and key not in schedules:
+                self._forget_schedule(key, owner)
+        return last_ticks
+
+    def _known_schedules(self) -> dict[ScheduleKey, str]:
+        index = schedules_key(self.options.namespace)
+        flat = self.call(index, ("HGETALL", index), "looking for schedules")
+        pairs = zip(flat[::2], flat[1::2], strict=True)
+        return {ScheduleKey(*name.decode().split(" ")): owner.decode() for name, owner in pairs}
+
+    def _forget_schedule(self, key: ScheduleKey, owner: str) -> None:
+        keys, index = self.keys(key.topic), schedules_key(self.options.namespace)
+        command = script_call(
+            "forget_schedule", (keys.schedules,), key.name, owner, int(self.options.superseded_for * 1000)
+        )
+        if self.call(keys.stream, command, "forgetting a schedule"):
+            self.call(index, ("HDEL", index, " ".join(key)), "forgetting a schedule")
+
+    def fire(self, key: ScheduleKey, spec: str, tick: float, message: Message[bytes]) -> Fired:
+        """Publish the message of a tick, once. See the seam."""
+        options = self.options.topics.get(key.topic, USUAL)
+        fired, _ = self._call_schedule(
+            key, "-", spec, "fire", round(tick * 1000), *room_of(options), *entry_values(message)
+        )
+        if fired == "full":
+            raise backlog_is_full(key.topic, options.max_backlog)
+        if fired == "early":
+            self._ahead_since = -math.inf  # its clock is not what we thought
+        return cast(Fired, fired)
+
+    def _call_schedule(
+        self, key: ScheduleKey, owner: str, spec: str, how: str, *more: str | bytes | int
+    ) -> tuple[str, int]:
+        keys = self.keys(key.topic)
+        command = script_call(
+            "schedule", (keys.schedules, keys.stream, keys.dropped),
+            key.name, owner, spec, how, int(self.options.superseded_for * 1000), *more,
+        )  # fmt: skip
+        came_of_it, last = self.call(keys.stream, command, f"schedule {key.name!r}")
+        return came_of_it.decode(), last
 
     # Consuming and looking
 
@@ -222,6 +320,40 @@ class RedisBroker:
         names = [row[row.index(b"name") + 1] for row in rows]
         return [name for name in names if name != PARKED.encode()]
 
+    def delayed(self, topic: str, limit: int = 100) -> Sequence[Delayed]:
+        """Return what is not due yet. See the seam."""
+        keys = self.keys(topic)
+        if limit < 1:
+            return ()
+        listing = ("ZRANGE", keys.delayed, 0, limit - 1, "WITHSCORES")
+        flat = self.call(keys.stream, listing, "listing delayed messages")
+        if not flat:
+            return ()
+        records = self.call(keys.stream, ("HMGET", keys.delayed_messages, *flat[::2]), "listing delayed messages")
+        return [
+            Delayed(read_delayed(topic, record)[0], datetime.fromtimestamp(float(score) / 1000, UTC))
+            for record, score in zip(records, flat[1::2], strict=True)
+            if record is not None
+        ]
+
+    def schedules(self) -> Sequence[ScheduleState]:
+        """Return the schedules. See the seam."""
+        states = []
+        for key in sorted(self._known_schedules()):
+            keys = self.keys(key.topic)
+            state = self.call(keys.stream, ("HGET", keys.schedules, key.name), "listing schedules")
+            if state is not None:
+                last, _, paused, owner, spec = state.decode().split(" ", 4)
+                last_tick = datetime.fromtimestamp(int(last) / 1000, UTC)
+                states.append(ScheduleState(key, owner, spec, last_tick, paused == "1"))
+        return states
+
+    def pause_schedule(self, key: ScheduleKey, *, is_paused: bool) -> bool:
+        """Pause a schedule, or let it go on. See the seam."""
+        keys = self.keys(key.topic)
+        command = script_call("pause_schedule", (keys.schedules,), key.name, int(is_paused))
+        return bool(self.call(keys.stream, command, "pausing a schedule"))
+
     def remove_group(self, key: SubscriptionKey) -> None:
         """Delete a group. See the seam."""
         keys = self.keys(key.topic)
@@ -253,10 +385,18 @@ class _Publish:
     """One publish, which may take several tries. Knows what is stored for certain, and what may be."""
 
     def __init__(
-        self, broker: RedisBroker, messages: Sequence[Message[bytes]], durability: Durability, *, again: bool
+        self,
+        broker: RedisBroker,
+        messages: Sequence[Message[bytes]],
+        durability: Durability,
+        terms: Mapping[str, Terms],
+        *,
+        again: bool,
     ) -> None:
         self._broker = broker
         self._messages = messages
+        self._terms = terms
+        self._others: dict[_Name, str] = {}  # the ids of those that were published before under the same dedup key
         self._durability = durability
         self._again = again
         self._deadline = time.monotonic() + broker.options.publish_timeout
@@ -268,8 +408,8 @@ class _Publish:
         self._doubtful: dict[_Name, _Sent | None] = {_name(one): None for one in messages} if again else {}
         self._stored: dict[_Name, _Sent | None] = {}
 
-    def run(self) -> None:
-        """Store and confirm, or raise what became of it."""
+    def run(self) -> Sequence[str]:
+        """Store and confirm, or raise what became of it. Returns the ids that stand for the messages."""
         for chunk in _chunks(self._messages):
             self._waiting = {_name(message): message for message in chunk}
             try:
@@ -278,6 +418,7 @@ class _Publish:
                 raise self._final(error) from error.__cause__
         if self._durability != IN_MEMORY:
             self._confirm()
+        return [self._others.get(_name(message), message.id) for message in self._messages]
 
     def _persist(self, act: Callable[[], None], what: str) -> None:
         """Try until it is done. Raises a BrokerError if the time is over, or the server refuses for certain."""
@@ -330,8 +471,10 @@ class _Publish:
         for message in messages:
             by_topic[message.topic].append(message)
         topics = self._broker.options.topics
+        wake_up = control_channel(self._broker.options.namespace)
         batches = [
-            _Batch(self._broker.keys(topic), members, topics.get(topic, USUAL)) for topic, members in by_topic.items()
+            _Batch(self._broker.keys(topic), members, topics.get(topic, USUAL), self._terms, wake_up)
+            for topic, members in by_topic.items()
         ]
         sent = (node, link.client_id, link.address)
         self._doubtful.update(dict.fromkeys(map(_name, messages), sent))
@@ -347,13 +490,21 @@ class _Publish:
     def _note(self, batch: "_Batch", replies: Sequence[Any], sent: _Sent) -> list[BrokerError]:
         """Keep in mind what became of a batch, and return why what was not stored of it was not."""
         topic = batch.messages[0].topic
-        if batch.is_bounded:
+        if batch.is_scripted:
             (reply,) = replies
-            if reply == -1:
-                reply = backlog_is_full(topic, batch.options.max_backlog)
-            elif not isinstance(reply, Exception) and reply:
-                self._broker.drops.note(topic, reply)
-            replies = [reply] * len(batch.messages)
+            if isinstance(reply, Exception):
+                replies = [reply] * len(batch.messages)
+            elif reply[0] < 0:
+                replies = [backlog_is_full(topic, batch.options.max_backlog)] * len(batch.messages)
+            else:
+                dropped, *replies = reply
+                if dropped:
+                    self._broker.drops.note(topic, dropped)
+                self._others |= {
+                    _name(message): other.decode()
+                    for message, other in zip(batch.messages, replies, strict=True)
+                    if other
+                }
         refused: list[BrokerError] = []
         for message, reply in zip(batch.messages, replies, strict=True):
             if isinstance(reply, Exception):
@@ -438,12 +589,24 @@ class _Publish:
         made = min(one.published_at.timestamp() for one in wanted) if self._again else self._began_at
         ahead = max(0.0, self._broker.options.clock.time() - server_now)
         oldest = min(server_now - (time.monotonic() - self._began), made - ahead) - _LOOK_MARGIN
-        found: set[_Name] = set()
+        found = self._found_delayed(link, wanted)  # first: from there they go to where the others are
         for topic in {message.topic for message in wanted}:
-            ids = {message.id for message in wanted if message.topic == topic}
+            ids = {message.id for message in wanted if message.topic == topic and _name(message) not in found}
+            if not ids:
+                continue
             stored = self._stored_since(link, self._broker.keys(topic).stream, int(max(oldest, 0) * 1000), ids)
             found.update((topic, message_id) for message_id in stored)
         return found
+
+    def _found_delayed(self, link: Link, wanted: Sequence[Message[bytes]]) -> set[_Name]:
+        """Return which of the messages are stored and not due yet."""
+        terms = [(one, self._terms[one.id]) for one in wanted if one.id in self._terms]
+        delayed = [one for one, said in terms if said.delay or said.at is not None]
+        if not delayed:
+            return set()
+        looks: list[Command] = [("ZSCORE", self._broker.keys(one.topic).delayed, one.id) for one in delayed]
+        scores = [checked(reply, "looking for messages") for reply in link.ask(looks)]
+        return {_name(one) for one, score in zip(delayed, scores, strict=True) if score is not None}
 
     def _stored_since(self, link: Link, stream: str, oldest: int, ids: Set[str]) -> set[str]:
         """Return which ids are those of messages in a stream since a moment of the server's clock, in ms."""
@@ -488,7 +651,8 @@ class _Publish:
 
         It might be another server by now, so they are looked for first.
         """
-        lost = len(messages) - len(self._found(link, messages))
+        ours = [message for message in messages if _name(message) not in self._others]
+        lost = len(ours) - len(self._found(link, ours)) if ours else 0
         if lost:
             raise BrokerError(f"{lost} messages at {self._broker.shown_url} are not there any more")
         write = ("INCRBY", self._broker.keys(messages[0].topic).dropped, 0)  # which changes nothing, and counts
@@ -547,29 +711,42 @@ class _Batch:
     keys: TopicKeys
     messages: Sequence[Message[bytes]]
     options: TopicOptions
+    terms: Mapping[str, Terms]
+    wake_up: str
 
     @property
-    def is_bounded(self) -> bool:
+    def is_scripted(self) -> bool:
         """Whether one script adds all of them, or none."""
-        return self.options.max_backlog is not None
+        return self.options.max_backlog is not None or (
+            bool(self.terms) and any(message.id in self.terms for message in self.messages)
+        )
 
     def commands(self) -> list[Command]:
         """Return what to send."""
-        stream = self.keys.stream
-        if self.options.max_backlog is not None:
-            entries = [part for message in self.messages for part in entry_fields(message)]
-            may_drop = int(self.options.overflow == "drop_oldest")
-            keys = (stream, self.keys.dropped)
-            return [script_call("add", keys, self.options.max_backlog, may_drop, *entries)]
-        adds = [add_command(stream, message) for message in self.messages]
+        if self.is_scripted:
+            return [self._script()]
+        adds = [add_command(self.keys.stream, message) for message in self.messages]
         return adds if len(adds) == 1 else [("MULTI",), *adds, ("EXEC",)]
+
+    def _script(self) -> Command:
+        names = [self.keys.stream, self.keys.dropped, self.keys.delayed, self.keys.delayed_messages]
+        arguments: list[str | bytes | int] = []
+        for message in self.messages:
+            terms = self.terms.get(message.id, _AT_ONCE)
+            which: str | int = ""
+            if terms.dedup is not None:
+                names.append(self.keys.dedup(terms.dedup))
+                which = len(names)
+            arguments += (_when(terms), which, math.ceil(terms.window * 1000), *entry_values(message))
+        wake_up = due_prefix(self.messages[0].topic)
+        return script_call("add", names, *room_of(self.options), self.wake_up, wake_up, *arguments)
 
     def read_replies(self, link: Link) -> list[Any]:
         """Read what `commands` brings: the reply to each message, or the one of the script.
 
         Whoever may not use transactions gets the replies at once, and so does without.
         """
-        if self.is_bounded or len(self.messages) == 1:
+        if len(self.messages) == 1 or self.is_scripted:
             return [link.read()]
         link.read()
         replies = [link.read() for _ in self.messages]
@@ -579,6 +756,16 @@ class _Batch:
             return [refused if one == b"QUEUED" else one for one in replies]
         queued = iter(results)
         return [next(queued) if one == b"QUEUED" else one for one in replies]
+
+
+_AT_ONCE = Terms()
+
+
+def _when(terms: Terms) -> str:
+    """Return when a message is due, as the script wants it."""
+    if terms.at is not None:
+        return f"@{math.ceil(terms.at * 1000)}"
+    return f"+{math.ceil(terms.delay * 1000)}" if terms.delay else ""
 
 
 def _fit_one(idle: deque[Link]) -> Link | None:

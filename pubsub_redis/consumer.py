@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from pubsub_core.broker import MOST_RETAINED, USUAL, Membership
+from pubsub_core.broker import MOST_RETAINED, USUAL, Membership, TopicOptions
 from pubsub_core.errors import BrokerError, BrokerFull, BrokerUnavailable, LeaseLost, PubSubError
 from pubsub_core.message import DeadLetterReason, Delivery, SubscriptionKey
 from pubsub_redis.entry import is_for_another, letter_fields, read_entry
@@ -322,22 +322,31 @@ class RedisConsumer:
             message = control.read()
             if isinstance(message, list) and message[0] == b"message":
                 word, topic, group, seconds = message[2].decode().split("\n")
-                known = self._groups.get(SubscriptionKey(topic, group))
-                if word == "due" and known is not None:
-                    known.due_at = min(known.due_at, time.monotonic() + float(seconds))
-                    known.suspects_at = min(known.suspects_at, known.due_at)
+                due_at = time.monotonic() + float(seconds)
+                for known in self._groups.values() if word == "due" else ():
+                    if known.key.topic == topic and group in ("", known.key.group):  # "": it is delayed, for all
+                        known.due_at = min(known.due_at, due_at)
+                        known.suspects_at = min(known.suspects_at, known.due_at)
             if not control.has_more():
                 return
 
     def _take_command(self, group: _Group, count: int, suspects: int) -> Command:
-        return script_call("take", group.parked_keys, group.key.group, self._name, min(count, _TAKE), suspects)
+        keys = group.keys
+        room = room_of(self._broker.options.topics.get(group.key.topic, USUAL))
+        return script_call(
+            "take", (*group.parked_keys, keys.dropped, keys.delayed, keys.delayed_messages),
+            group.key.group, self._name, min(count, _TAKE), suspects, *room,
+        )  # fmt: skip
 
     def _taken(self, group: _Group, reply: Any) -> Deliveries:
         now = time.monotonic()
-        group.due_at, group.suspects_at = (
-            now + (_LOOK_FOR_DUE if next_in < 0 else min(_LOOK_FOR_DUE, next_in / 1000)) for next_in in reply[:2]
+        next_due, next_suspect, next_delayed = (
+            now + (_LOOK_FOR_DUE if next_in < 0 else min(_LOOK_FOR_DUE, next_in / 1000)) for next_in in reply[:3]
         )
-        entries = [(entry_id, attempt, crashes, values) for entry_id, attempt, crashes, values in reply[2:]]
+        group.due_at, group.suspects_at = min(next_due, next_delayed), next_suspect
+        if reply[3]:
+            self._broker.drops.note(group.key.topic, reply[3])
+        entries = [(entry_id, attempt, crashes, values) for entry_id, attempt, crashes, values in reply[4:]]
         self._pass_over(group, [one[0] for one in entries if is_for_another(one[3], group.key.group)])
         return [
             self._delivery(group, entry_id, values, attempt, crashes)
@@ -401,6 +410,7 @@ class RedisConsumer:
         After an outage all signs of life may have expired, so nobody is taken for dead before he had time to come back.
         """
         self.beat()
+        self._broker.time()
         for group in self._groups.values():
             group.node = self._broker.servers.node_of(group.keys.stream)
             self._join(group)
@@ -419,7 +429,8 @@ class RedisConsumer:
         return None if isinstance(reply, Exception) else link
 
     def _any_node(self) -> Node:
-        return next((group.node for group in self._groups.values()), "")
+        streams = [group.keys.stream for group in self._groups.values()]
+        return self._broker.servers.node_of(streams[0] if streams else self._namespace)
 
     def _join(self, group: _Group) -> None:
         """Make the group if there is none. One that was lost is restored: better twice than never, but better once.
@@ -876,7 +887,17 @@ def _start_id(start: Any) -> str:
 
 
 def _due_text(key: SubscriptionKey, delay: float) -> str:
-    return f"due\n{key.topic}\n{key.group}\n{delay:.3f}"
+    return f"{due_prefix(key.topic, key.group)}{delay:.3f}"
+
+
+def due_prefix(topic: str, group: str = "") -> str:
+    """Return the wake-up, but for the seconds, that says when something of a group is due; without one, of all."""
+    return f"due\n{topic}\n{group}\n"
+
+
+def room_of(options: TopicOptions) -> tuple[int, int]:
+    """Return what scripts want to know of a topic's bounds: how many it may hold, and whether the oldest may go."""
+    return options.max_backlog or 0, int(options.overflow == "drop_oldest")
 
 
 def _position(delivery: Delivery[bytes]) -> str:

@@ -6,6 +6,7 @@ stream. Any other entry was written by another program: its fields, as a JSON ob
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, cast
@@ -29,22 +30,42 @@ def add_command(stream: str, message: Message[bytes]) -> Command:
 
 def entry_fields(message: Message[bytes], only: str | None = None) -> tuple[str | bytes, ...]:
     """Return the names and values of a message's entry. All groups but `only` pass over it, if that is given."""
+    message_id, payload, key, headers, source = entry_values(message, only)
+    return "id", message_id, "payload", payload, "key", key, "headers", headers, "source", source
+
+
+def entry_values(message: Message[bytes], only: str | None = None) -> tuple[str | bytes, ...]:
+    """Return the five values of a message's entry."""
     headers = pydantic_core.to_json(dict(message.headers)) if message.headers else b""
-    source: str = "" if message.source == "publish" else message.source
-    if only is not None:
-        source = f"{_REPLAY}{only}"
     # An empty key is not no key: "=" stands before one that there is.
     key = "" if message.key is None else "=" + message.key
-    return (
-        "id", message.id, "payload", message.payload, "key", key, "headers", headers, "source", source,
-    )  # fmt: skip
+    plain = only is None and message.source == "publish" and message.expires_at is None
+    return message.id, message.payload, key, headers, "" if plain else _source(message, only)
+
+
+def _source(message: Message[bytes], only: str | None) -> str:
+    """Return where a message came from: words, of which a message that is simply published has none.
+
+    `cron`, or `replay:` and a group, comes first; then, of a tick, `for:` and its time, and `life:` with the
+    milliseconds from being stored to expiring. A replay does not expire.
+    """
+    words = []
+    if only is not None:
+        words.append(f"{_REPLAY}{only}")
+    elif message.source != "publish":
+        words.append(message.source)
+    if message.scheduled_for is not None:
+        words.append(f"for:{round(message.scheduled_for.timestamp() * 1000)}")
+    if message.expires_at is not None and only is None:
+        words.append(f"life:{max(0, round((message.expires_at - message.published_at).total_seconds() * 1000))}")
+    return " ".join(words)
 
 
 def is_for_another(values: list[bytes], group: str) -> bool:
     """Whether an entry is a replay for another group than this one."""
     if len(values) != 10 or not values[9] or values[8] != b"source" or not values[9].startswith(_REPLAY.encode()):
         return False
-    return values[9] != (_REPLAY + group).encode()
+    return values[9].split(b" ", 1)[0] != (_REPLAY + group).encode()
 
 
 def read_entry(topic: str, group: str, entry_id: bytes, values: list[bytes], attempt: int) -> Message[bytes]:
@@ -53,6 +74,7 @@ def read_entry(topic: str, group: str, entry_id: bytes, values: list[bytes], att
     if len(values) == 10 and values[0] == b"id" and values[2] == b"payload" and values[6] == b"headers":
         try:
             message_id = values[1].decode()
+            source, expires_at, scheduled_for = _read_source(values[9], position) if values[9] else _PUBLISHED
             return Message(
                 message_id,
                 topic,
@@ -62,14 +84,41 @@ def read_entry(topic: str, group: str, entry_id: bytes, values: list[bytes], att
                 _headers(values[7]) if values[7] else NO_HEADERS,
                 attempt,
                 group,
-                cast("Source", values[9].decode().partition(":")[0]) if values[9] else "publish",
+                source,
                 position,
+                expires_at,
+                scheduled_for,
             )
         except (ValueError, TypeError):
             pass  # it only looks like ours: deliver it as what it is
     return Message(
         position, topic, _foreign(values), stored_at(position), None, NO_HEADERS, attempt, group, "publish", position
     )
+
+
+_PUBLISHED: tuple[Source, None, None] = ("publish", None, None)
+
+
+def _read_source(words: bytes, position: str) -> tuple[Source, datetime | None, datetime | None]:
+    """Return what `_source` wrote: the source, when the message expires, and its tick."""
+    source: Source = "publish"
+    expires_at = scheduled_for = None
+    for word in words.decode().split(" "):
+        kind, _, value = word.partition(":")
+        if kind == "life":
+            expires_at = _moment(int(position.partition("-")[0]) + int(value))
+        elif kind == "for":
+            scheduled_for = _moment(int(value))
+        else:
+            source = cast("Source", kind)
+    return source, expires_at, scheduled_for
+
+
+def _moment(milliseconds: int) -> datetime:
+    try:
+        return datetime.fromtimestamp(milliseconds / 1000, UTC)
+    except (ValueError, OverflowError, OSError):  # later than a calendar knows
+        return datetime.max.replace(tzinfo=UTC)
 
 
 def _published_at(message_id: str) -> datetime:
@@ -94,6 +143,23 @@ def _foreign(values: list[bytes]) -> bytes:
         return pydantic_core.to_json({values[i].decode(): values[i + 1].decode() for i in range(0, len(values), 2)})
     except UnicodeDecodeError:
         return b"\n".join(values)  # no text, so no JSON: it becomes a dead letter that says so
+
+
+_RECORD_PREFIX = re.compile(rb"(\d+):")
+
+
+def read_delayed(topic: str, record: bytes) -> tuple[Message[bytes], str]:
+    """Return a message that is not due yet, and its dedup key or "". See `delayed.lua` for the format."""
+    texts: list[bytes] = []
+    at = 0
+    while found := _RECORD_PREFIX.match(record, at):
+        at = found.end() + int(found[1])
+        texts.append(record[found.end() : at])
+    posted, dedup, *values = texts
+    names = (b"id", b"payload", b"key", b"headers", b"source")
+    fields = [part for pair in zip(names, values, strict=True) for part in pair]
+    message = read_entry(topic, "", posted + b"-0", fields, 1)
+    return replace(message, group=None, position=None), dedup.decode()
 
 
 def letter_fields(position: str, attempt: int, consumer: str, reason: DeadLetterReason) -> tuple[str, ...]:

@@ -52,6 +52,25 @@ class TopicKeys:
         """How many messages were dropped to bound the backlog."""
         return f"{self.prefix}:dropped"
 
+    @property
+    def delayed(self) -> str:
+        """The ids of messages that are not due yet, scored by when (ms since 1970 of the server's clock)."""
+        return f"{self.prefix}:delayed"
+
+    @property
+    def delayed_messages(self) -> str:
+        """A hash: id → message, of those that are not due yet; see `delayed.lua`."""
+        return f"{self.prefix}:delayed:messages"
+
+    def dedup(self, key: str) -> str:
+        """The id of the message that was published under a dedup key; expires."""
+        return f"{self.prefix}:dedup:{key}"
+
+    @property
+    def schedules(self) -> str:
+        """A hash: name of a schedule → how it stands; see `schedule.lua`."""
+        return f"{self.prefix}:schedule"
+
 
 def topic_keys(namespace: str, topic: str, stream: str | None) -> TopicKeys:
     """Return the keys of a topic, kept under `stream` if another program fills it."""
@@ -74,6 +93,11 @@ def worker_key(namespace: str, consumer: str) -> str:
 def look_key(namespace: str, concern: str) -> str:
     """Held for a short while by the process that looks after everything, of those with the same concern; expires."""
     return f"{namespace}:look:{concern}"
+
+
+def schedules_key(namespace: str) -> str:
+    """A hash: topic and name of each schedule, a blank between them → its owner."""
+    return f"{namespace}:schedules"
 
 
 def control_channel(namespace: str) -> str:

@@ -33,9 +33,19 @@ _pack: Callable[[Command], bytes] = hiredis.pack_command  # type: ignore[assignm
 def script(name: str) -> tuple[str, str]:
     """Return the source of a Lua script and its SHA-1, by which the server knows it."""
     source = _source(name)
-    if "server_time(" in source:
-        source = _source("clock") + source
+    for prelude, words in _PRELUDES.items():
+        if any(word in source for word in words):
+            source = _source(prelude) + source
     return source, hashlib.sha1(source.encode()).hexdigest()  # noqa: S324  # the server's own name for it
+
+
+# What a script calls stands before it. Each of these calls only those behind it here.
+_PRELUDES = {
+    "delayed": ("move_due(", "packed("),
+    "room": ("make_room",),
+    "clock": ("server_time(",),
+    "ids": ("is_less(",),
+}
 
 
 def _source(name: str) -> str:
@@ -180,7 +190,22 @@ class Link:
         self._connection.disconnect()
 
 
-SCRIPTS = ("park", "take", "bury", "take_over", "replay", "retain", "tidy", "join", "take_back", "add")
+SCRIPTS = (
+    "park",
+    "take",
+    "bury",
+    "take_over",
+    "replay",
+    "retain",
+    "tidy",
+    "join",
+    "take_back",
+    "add",
+    "cancel",
+    "schedule",
+    "forget_schedule",
+    "pause_schedule",
+)
 
 
 def checked(reply: Any, what: str) -> Any:

@@ -127,10 +127,11 @@ def test_a_refusal_does_not_show_a_password(open_url):
 
 
 def test_a_delivery_is_what_replace_would_make():
-    sent = Message("1", "orders", b"x", datetime(2030, 1, 1, tzinfo=UTC), "k", {"a": "b"}, source="cron")
+    moment = datetime(2030, 1, 1, tzinfo=UTC)
+    sent = Message("1", "orders", b"x", moment, "k", {"a": "b"}, source="cron", expires_at=moment, scheduled_for=moment)
     delivery = hand_over(sent, SubscriptionKey("orders", "billing"), 3, "17")
     assert delivery == Delivery(replace(sent, attempt=3, group="billing", position="17"), BILLING)
-    assert [getattr(delivery.message, field.name) is not None for field in fields(Message)] == [True] * 10
+    assert [getattr(delivery.message, field.name) is not None for field in fields(Message)] == [True] * 12
     assert hash(delivery.subscription) == hash(BILLING)
 
 

@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -15,7 +15,7 @@ from redis.exceptions import ResponseError
 
 from pubsub_core import Durability, ManualClock, PubSub, SystemClock, TopicOptions
 from pubsub_core.backlog import LOG_EVERY, DropLog
-from pubsub_core.broker import IN_MEMORY, Broker, BrokerOptions
+from pubsub_core.broker import IN_MEMORY, NO_TERMS, Broker, BrokerOptions, Terms
 from pubsub_core.clock import Clock
 from pubsub_core.errors import (
     BrokerFull,
@@ -47,11 +47,17 @@ class Recorder(Broker):
         self.fails: Exception | None = None
 
     def publish(
-        self, messages: Sequence[Message[bytes]], durability: Durability = IN_MEMORY, *, again: bool = False
-    ) -> None:
+        self,
+        messages: Sequence[Message[bytes]],
+        durability: Durability = IN_MEMORY,
+        *,
+        again: bool = False,
+        terms: Mapping[str, Terms] = NO_TERMS,
+    ) -> Sequence[str]:
         self.published.append(([message.id for message in messages], durability, again))
         if self.fails is not None:
             raise self.fails
+        return [message.id for message in messages]
 
     def consumer(self, memberships: Any, name: str) -> Any:
         raise NotImplementedError

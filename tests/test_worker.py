@@ -31,7 +31,7 @@ from pubsub_core import (
     SubscriptionKey,
     current_message,
 )
-from pubsub_core.broker import IN_MEMORY, Broker, Consumer, DeadLetter, Durability, Membership
+from pubsub_core.broker import Broker, Consumer, DeadLetter, Membership
 from pubsub_core.errors import WorkerError
 from pubsub_core.message import DeadLetterReason
 from pubsub_core.worker.process import Worker
@@ -78,10 +78,11 @@ class Watched(Broker):
         self.settled = 0
         self.fails: dict[str, Callable[[], None]] = {}
 
-    def publish(
-        self, messages: Sequence[Message[bytes]], durability: Durability = IN_MEMORY, *, again: bool = False
-    ) -> None:
-        self._inner.publish(messages, durability, again=again)
+        self.publish = inner.publish  # type: ignore[method-assign]
+        self.cancel = inner.cancel  # type: ignore[method-assign]
+        self.time = inner.time  # type: ignore[method-assign]
+        self.join_schedules = inner.join_schedules  # type: ignore[method-assign]
+        self.fire = inner.fire  # type: ignore[method-assign]
 
     def consumer(self, memberships: Sequence[Membership], name: str) -> Consumer:
         return WatchedConsumer(self, self._inner.consumer(memberships, name))

@@ -10,18 +10,16 @@ Each test has a namespace and topics of its own, so all may share a server. What
 return fewer than there are, or nothing, early. What it must do has to happen within `patience` seconds.
 """
 
-import math
 import os
 import random
 import threading
 import uuid
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta, timezone
 from time import monotonic
-from typing import Any, ClassVar, ParamSpec, TypeVar
 
 import pytest
 
@@ -29,7 +27,6 @@ from pubsub_core.broker import (
     Broker,
     BrokerOptions,
     Consumer,
-    DeadLetter,
     Durability,
     Inspector,
     Membership,
@@ -37,266 +34,16 @@ from pubsub_core.broker import (
     Start,
     TopicOptions,
 )
-from pubsub_core.clock import Clock, SystemClock
 from pubsub_core.errors import BrokerFull, ConsumersPresent, LeaseLost, NotConfirmed, Unsupported
-from pubsub_core.ids import IdMaker, published_at
-from pubsub_core.message import DeadLetterReason, Delivery, Message, Source, SubscriptionKey
+from pubsub_core.message import DeadLetterReason, Delivery, Source, SubscriptionKey
+from pubsub_core.testing.harness import FEATURES, LONG, REASON, SLACK, ids, needs
+from pubsub_core.testing.time_conformance import TimeConformance
 
-FEATURES: frozenset[str] = frozenset({"inspect", "foreign", "undecodable", "fork"})
-"""What a backend may be unable to do, and then leaves out of its `features`:
-
-`inspect`      its brokers are Inspectors
-`foreign`      other programs may write into a topic: `BrokerConformance.foreign` does
-`undecodable`  an entry may be damaged, or not ours: `BrokerConformance.undecodable` writes one
-`fork`         a forked child of the process reaches the same messages
-"""
-
-REASON = DeadLetterReason("retries exhausted", "ValueError", "no such order: ✗", 'File "shop.py", line 7\nValueError')
-
-_F = TypeVar("_F", bound=Callable[..., None])
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
-
-_LONG = 60.0  # seconds: so long a `receive` waits where something else has to end it
-_SLACK = 0.02  # seconds by which two clocks of one machine, or their rounding, may differ
+__all__ = ["FEATURES", "BrokerConformance"]
 
 
-def _needs(feature: str) -> Callable[[_F], _F]:
-    def mark(test: _F) -> _F:
-        vars(test)["needs_feature"] = feature
-        return test
-
-    return mark
-
-
-class BrokerConformance:
-    """What every broker must do. Subclass it as `Test...`, and override what differs for the backend.
-
-    `features` is what the backend can do; tests of what it cannot do are not collected. `heartbeat` is for the tests in
-    which consumers vanish: smaller is faster, but a busy machine must manage to call `maintain` within 4 of them.
-    """
-
-    features: ClassVar[frozenset[str]] = FEATURES
-    heartbeat: ClassVar[float] = 0.25
-    patience: ClassVar[float] = 15.0
-
-    # What a backend provides.
-
-    def make_broker(self, options: BrokerOptions) -> Broker:
-        """Return a new broker. Those made in one test reach the same messages, where namespaces are the same."""
-        raise NotImplementedError
-
-    def make_clock(self) -> Clock:
-        """Return the clock that a test and its brokers go by. Called once per test."""
-        return SystemClock()
-
-    def pass_time(self, seconds: float) -> None:
-        """Return when `seconds` have passed for the broker."""
-        threading.Event().wait(seconds)
-
-    def vanish(self, consumer: Consumer) -> None:
-        """Do to `consumer` what the end of its process would. It is used no more, or as one that was frozen."""
-
-    def foreign(self, broker: Broker, topic: str, fields: Mapping[str, str]) -> None:
-        """Write an entry of these fields into the topic, as a program without this library would."""
-        raise NotImplementedError
-
-    def undecodable(self, broker: Broker, topic: str) -> None:
-        """Write an entry into the topic that looks like ours at first, and cannot be read."""
-        raise NotImplementedError
-
-    # What the tests are made of.
-
-    clock: Clock
-    topics: dict[str, TopicOptions]
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        """Take out the tests of what the backend cannot do."""
-        super().__init_subclass__(**options)
-        unknown = cls.features - FEATURES
-        assert not unknown, f"{cls.__name__}.features has unknown names: {sorted(unknown)}; known: {sorted(FEATURES)}"
-        for name, test in vars(BrokerConformance).items():
-            if getattr(test, "needs_feature", None) in FEATURES - cls.features:
-                setattr(cls, name, None)
-
-    @pytest.fixture(autouse=True)
-    def _surroundings(self) -> Iterator[None]:
-        self.clock = self.make_clock()
-        self.topics = {}
-        self._namespace = f"conformance-{uuid.uuid4().hex[:12]}"
-        self._new_id = IdMaker(self.clock)
-        self._brokers: list[Broker] = []
-        self._memberships: dict[str, tuple[Membership, ...]] = {}
-        self._consumers: list[Consumer] = []
-        self._alive: list[Consumer] = []
-        self._over = threading.Event()
-        self._threads = ThreadPoolExecutor(32, thread_name_prefix="conformance")
-        yield
-        self._over.set()
-        for consumer in self._consumers:
-            consumer.wake()
-        self._threads.shutdown()
-        for consumer in self._consumers:
-            consumer.close()
-        for broker in self._brokers:
-            broker.close()
-
-    @pytest.fixture
-    def broker(self, _surroundings: None) -> Broker:
-        """A broker whose consumers are never thought dead."""
-        return self.open()
-
-    @pytest.fixture
-    def strict_broker(self, _surroundings: None) -> Broker:
-        """A broker whose consumers must call `maintain` often."""
-        return self.open(heartbeat=self.heartbeat)
-
-    def open(self, heartbeat: float = 60.0, namespace: str | None = None) -> Broker:
-        """Return a broker that is closed after the test."""
-        broker = self.make_broker(
-            BrokerOptions(
-                clock=self.clock,
-                namespace=self._namespace if namespace is None else namespace,
-                heartbeat=heartbeat,
-                publish_timeout=10.0,
-                topics=self.topics,
-            )
-        )
-        self._brokers.append(broker)
-        return broker
-
-    def key(self, topic: str | None = None, group: str = "billing") -> SubscriptionKey:
-        """Return the key of a subscription, to a new topic unless one is given."""
-        return SubscriptionKey(topic or f"topic-{uuid.uuid4().hex[:12]}", group)
-
-    def message(self, topic: str, payload: bytes = b"{}", **fields: Any) -> Message[bytes]:
-        """Return a message as `PubSub.publish` makes it: published now, with a new id."""
-        new = self._new_id()
-        return Message(id=new, topic=topic, payload=payload, published_at=published_at(new), **fields)
-
-    def publish(self, broker: Broker, topic: str, count: int = 1) -> list[str]:
-        """Publish so many messages at once, and return their ids."""
-        messages = [self.message(topic, str(number).encode()) for number in range(count)]
-        broker.publish(messages)
-        return [message.id for message in messages]
-
-    def consumer(self, broker: Broker, *keys: SubscriptionKey, start: Start = "earliest") -> Consumer:
-        """Return a new consumer, which `keep_alive` maintains until it vanishes, and which is closed after the test."""
-        name = f"consumer-{uuid.uuid4().hex[:12]}"
-        memberships = tuple(Membership(key, start) for key in keys)
-        consumer = broker.consumer(memberships, name)
-        self._memberships[name] = memberships
-        self._consumers.append(consumer)
-        self._alive.append(consumer)
-        return consumer
-
-    def joined(self, broker: Broker, *keys: SubscriptionKey, start: Start = "earliest") -> Consumer:
-        """Return a consumer that has joined its groups, in which nothing waits for it."""
-        consumer = self.consumer(broker, *keys, start=start)
-        assert not consumer.receive(self.credit(consumer, 1), wait=0), "a message came from a group that has none"
-        return consumer
-
-    def credit(self, consumer: Consumer, count: int) -> dict[SubscriptionKey, int]:
-        """Return the same credit for each subscription of the consumer."""
-        return {membership.key: count for membership in self._memberships[consumer.name]}
-
-    def leave(self, consumer: Consumer) -> None:
-        """Close the consumer, and maintain it no more."""
-        if consumer in self._alive:
-            self._alive.remove(consumer)
-        consumer.close()
-
-    def lose(self, consumer: Consumer) -> float:
-        """Let the consumer give a last sign of life, and vanish. Returns the time before that sign."""
-        last = self.clock.time()
-        consumer.maintain()
-        self._alive.remove(consumer)
-        self.vanish(consumer)
-        return last
-
-    def keep_alive(self) -> None:
-        """Call `maintain` of every consumer that has not vanished."""
-        for consumer in self._alive:
-            consumer.maintain()
-
-    def take(
-        self, consumer: Consumer, count: int, *, step: float = 0.0, done: Sequence[Delivery[bytes]] = ()
-    ) -> list[Delivery[bytes]]:
-        """Receive until there are `count`; fail if more come, or too few in time. `step` seconds pass in between."""
-        taken: list[Delivery[bytes]] = []
-        deadline = monotonic() + self.patience
-        while len(taken) < count:
-            assert monotonic() < deadline, f"{len(taken)} of {count} deliveries came within {self.patience} s"
-            self.keep_alive()
-            taken += consumer.receive(self.credit(consumer, count - len(taken)), wait=0.02, done=done)
-            done = ()
-            if step and len(taken) < count:
-                self.pass_time(step)
-        assert len(taken) == count, f"{len(taken)} deliveries came instead of {count}"
-        return taken
-
-    def take_one(self, consumer: Consumer, *, step: float = 0.0) -> Delivery[bytes]:
-        """Receive one delivery."""
-        (delivery,) = self.take(consumer, 1, step=step)
-        return delivery
-
-    def publish_and_take(self, broker: Broker, consumer: Consumer, key: SubscriptionKey) -> list[Delivery[bytes]]:
-        """Publish one message, and see that the consumer gets it."""
-        published = self.publish(broker, key.topic)
-        taken = self.take(consumer, 1)
-        assert _ids(taken) == published
-        return taken
-
-    def take_over(self, consumer: Consumer, count: int) -> list[Delivery[bytes]]:
-        """Receive what vanished consumers had, one by one; all but the last are acknowledged, so that others come."""
-        taken: list[Delivery[bytes]] = []
-        deadline = monotonic() + 2 * self.patience
-        while len(taken) < count:
-            assert monotonic() < deadline, f"{len(taken)} of {count} deliveries came within {2 * self.patience} s"
-            self.keep_alive()
-            received = consumer.receive(self.credit(consumer, count - len(taken)), wait=0.02, done=taken[-1:])
-            taken += received
-            if not received:
-                self.pass_time(self.heartbeat / 2)
-        assert len(taken) == count, f"{len(taken)} deliveries came instead of {count}"
-        return taken
-
-    def nothing_comes(self, *consumers: Consumer, during: float = 0.2) -> None:
-        """Fail if one of the consumers gets anything while `during` seconds pass."""
-        step = min(during, self.heartbeat / 2)
-        for _ in range(math.ceil(during / step) + 1):
-            self.keep_alive()
-            for consumer in consumers:
-                received = consumer.receive(self.credit(consumer, 100), wait=0.01)
-                assert not received, f"{consumer.name} must get nothing, and got {received}"
-            self.pass_time(step)
-
-    def in_thread(self, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> Future[_R]:
-        """Run a function beside the test; `result(self.patience)` waits for it, and raises what it raised."""
-        return self._threads.submit(function, *args, **kwargs)
-
-    def waiting(self, consumer: Consumer) -> Future[Sequence[Delivery[bytes]]]:
-        """Have the consumer wait for deliveries in a thread of its own, longer than any test has patience."""
-
-        def receive() -> Sequence[Delivery[bytes]]:
-            deadline = monotonic() + _LONG
-            received: Sequence[Delivery[bytes]] = ()
-            while not received and monotonic() < deadline and not self._over.is_set():
-                received = consumer.receive(self.credit(consumer, 1), wait=_LONG)
-            return received
-
-        future = self.in_thread(receive)
-        self.moment()
-        return future
-
-    def moment(self) -> None:
-        """Wait as long as a thread needs to get into its `receive`, which nobody can see from outside."""
-        threading.Event().wait(0.15)
-
-    def dead_letters(self, broker: Broker, key: SubscriptionKey, limit: int = 100) -> Sequence[DeadLetter]:
-        """Return what the broker tells of the group's dead letters."""
-        assert isinstance(broker, Inspector), "a broker without `dead_letters` leaves 'inspect' out of `features`"
-        return broker.dead_letters(key, limit)
+class BrokerConformance(TimeConformance):
+    """What every broker must do. Subclass it as `Test...`, and override what differs for the backend: see `Harness`."""
 
     # Publishing.
 
@@ -304,7 +51,7 @@ class BrokerConformance:
         """Single ones and batches alike."""
         key = self.key()
         published = [message_id for count in (1, 1, 7, 1, 30) for message_id in self.publish(broker, key.topic, count)]
-        assert _ids(self.take(self.consumer(broker, key), 40)) == published
+        assert ids(self.take(self.consumer(broker, key), 40)) == published
 
     def test_a_batch_over_several_topics_keeps_the_order_of_each(self, broker: Broker) -> None:
         """However the topics alternate in the batch."""
@@ -313,13 +60,13 @@ class BrokerConformance:
         broker.publish(batch)
         taken = self.take(self.consumer(broker, *keys), 60)
         for key in keys:
-            assert _ids(d for d in taken if d.subscription == key) == [m.id for m in batch if m.topic == key.topic]
+            assert ids(d for d in taken if d.subscription == key) == [m.id for m in batch if m.topic == key.topic]
 
     def test_a_large_batch_arrives_whole(self, broker: Broker) -> None:
         """2,500 messages: more than one request of most backends."""
         key = self.key()
         published = self.publish(broker, key.topic, 2500)
-        assert _ids(self.take(self.consumer(broker, key), 2500)) == published
+        assert ids(self.take(self.consumer(broker, key), 2500)) == published
 
     def test_publishing_nothing_does_nothing(self, broker: Broker) -> None:
         """An empty batch is no error."""
@@ -411,9 +158,9 @@ class BrokerConformance:
         published = self.publish(broker, billing.topic, 10)
         taken = self.take(first, 10)
         first.ack(taken)
-        assert _ids(taken) == published
+        assert ids(taken) == published
         taken = self.take(second, 10)
-        assert _ids(taken) == published
+        assert ids(taken) == published
         assert {d.message.group for d in taken} == {"shipping"}
 
     def test_consumers_of_a_group_share_its_messages(self, broker: Broker) -> None:
@@ -422,7 +169,7 @@ class BrokerConformance:
         published = self.publish(broker, key.topic, 30)
         consumers = [self.consumer(broker, key) for _ in range(3)]
         taken = [delivery for consumer in consumers for delivery in self.take(consumer, 10)]
-        assert sorted(_ids(taken)) == sorted(published)
+        assert sorted(ids(taken)) == sorted(published)
         self.nothing_comes(*consumers)
 
     def test_one_consumer_may_be_in_several_groups_of_a_topic(self, broker: Broker) -> None:
@@ -443,7 +190,7 @@ class BrokerConformance:
         """If it asks for that."""
         key = self.key()
         published = self.publish(broker, key.topic, 3)
-        assert _ids(self.take(self.consumer(broker, key, start="earliest"), 3)) == published
+        assert ids(self.take(self.consumer(broker, key, start="earliest"), 3)) == published
 
     def test_a_new_group_starts_after_the_latest_message(self, broker: Broker) -> None:
         """The first receive counts, not the making of the consumer."""
@@ -453,7 +200,7 @@ class BrokerConformance:
         self.publish(broker, key.topic, 3)
         assert not consumer.receive({key: 10}, wait=0)
         published = self.publish(broker, key.topic, 3)
-        assert _ids(self.take(consumer, 3)) == published
+        assert ids(self.take(consumer, 3)) == published
 
     @pytest.mark.parametrize("zone", [UTC, timezone(timedelta(hours=-7))], ids=["utc", "elsewhere"])
     def test_a_new_group_starts_at_an_instant(self, broker: Broker, zone: timezone) -> None:
@@ -464,7 +211,7 @@ class BrokerConformance:
         start = datetime.fromtimestamp(self.clock.time(), zone)
         self.pass_time(0.2)
         published = self.publish(broker, key.topic, 3)
-        assert _ids(self.take(self.consumer(broker, key, start=start), 3)) == published
+        assert ids(self.take(self.consumer(broker, key, start=start), 3)) == published
 
     @pytest.mark.parametrize("start", ["earliest", "latest", datetime(2000, 1, 1, tzinfo=UTC)], ids=str)
     def test_a_group_may_be_made_before_its_topic(self, broker: Broker, start: Start) -> None:
@@ -481,7 +228,7 @@ class BrokerConformance:
         published = self.publish(broker, key.topic, 5)
         first.ack(self.take(first, 2))
         self.leave(first)
-        assert _ids(self.take(self.consumer(broker, key, start=start), 3)) == published[2:]
+        assert ids(self.take(self.consumer(broker, key, start=start), 3)) == published[2:]
 
     # Acknowledging.
 
@@ -519,7 +266,7 @@ class BrokerConformance:
         published = self.publish(broker, key.topic, 4)
         taken = self.take(consumer, 2)
         more = self.take(consumer, 2, done=taken)
-        assert _ids([*taken, *more]) == published
+        assert ids([*taken, *more]) == published
 
     def test_acknowledging_again_does_nothing(self, broker: Broker) -> None:
         """Nor does acknowledging nothing."""
@@ -588,7 +335,7 @@ class BrokerConformance:
         consumer.nack(first, delay)
         again = self.take_one(consumer, step=0.05)
         passed = self.clock.time() - before
-        assert delay - _SLACK <= passed <= delay + 2.0, f"nacked for {delay} s, it came after {passed} s"
+        assert delay - SLACK <= passed <= delay + 2.0, f"nacked for {delay} s, it came after {passed} s"
         message = again.message
         assert (message.attempt, message.id, message.payload, message.key) == (2, sent.id, sent.payload, "k")
         assert dict(message.headers) == {"a": "✓"}
@@ -621,7 +368,7 @@ class BrokerConformance:
         consumer = self.consumer(broker, key)
         published = self.publish(broker, key.topic, 3)
         consumer.nack(self.take_one(consumer), 0.5)
-        assert _ids(self.take(consumer, 2)) == published[1:]
+        assert ids(self.take(consumer, 2)) == published[1:]
         again = self.take_one(consumer, step=0.1)
         assert (again.message.id, again.message.attempt) == (published[0], 2)
 
@@ -633,7 +380,7 @@ class BrokerConformance:
         for delivery, delay in zip(self.take(consumer, 3), (0.9, 0.6, 0.3), strict=True):
             consumer.nack(delivery, delay)
         again = [self.take_one(consumer, step=0.05) for _ in range(3)]
-        assert _ids(again) == published[::-1]
+        assert ids(again) == published[::-1]
 
     def test_a_second_nack_raises_lease_lost_and_changes_nothing(self, broker: Broker) -> None:
         """It comes back once, with one attempt more, and when the first nack said."""
@@ -696,7 +443,7 @@ class BrokerConformance:
         taken = self.take(consumer, 5)
         consumer.release(taken[::-1])
         again = self.take(other, 5)
-        assert _ids(again) == published
+        assert ids(again) == published
         assert {delivery.message.attempt for delivery in again} == {1}
         self.nothing_comes(consumer, other)
 
@@ -747,7 +494,7 @@ class BrokerConformance:
 
     # Dead letters.
 
-    @_needs("inspect")
+    @needs("inspect")
     def test_a_dead_letter_keeps_message_and_reason(self, broker: Broker) -> None:
         """Intact, with what else is known of it."""
         key = self.key()
@@ -770,7 +517,7 @@ class BrokerConformance:
         assert sent.published_at <= letter.first_failed_at <= letter.last_failed_at
         assert list(self.dead_letters(self.open(), key)) == [letter]
 
-    @_needs("inspect")
+    @needs("inspect")
     def test_dead_letters_are_listed_newest_first(self, broker: Broker) -> None:
         """At most as many as asked for; each at a position of its own."""
         key = self.key()
@@ -788,7 +535,7 @@ class BrokerConformance:
         assert not inspector.dead_letters(key, 0)
         assert not inspector.dead_letters(key, before=letters[4].position)
 
-    @_needs("inspect")
+    @needs("inspect")
     def test_dead_letters_are_those_of_one_group(self, broker: Broker) -> None:
         """A group without any has none, whether it exists or not."""
         billing = self.key()
@@ -802,7 +549,7 @@ class BrokerConformance:
         assert not self.dead_letters(broker, self.key())
         assert self.take_one(other).message.attempt == 1
 
-    @_needs("inspect")
+    @needs("inspect")
     def test_a_dead_letter_knows_when_it_failed_first(self, strict_broker: Broker) -> None:
         """By a nack or a crash; a release is no failure."""
         nacked, crashed = self.key(), self.key()
@@ -823,7 +570,7 @@ class BrokerConformance:
             other.dead_letter(delivery, REASON)
             (letter,) = self.dead_letters(strict_broker, key)
             first, last = letter.first_failed_at.timestamp(), letter.last_failed_at.timestamp()
-            assert before - _SLACK <= first <= between + _SLACK < last + 2 * _SLACK
+            assert before - SLACK <= first <= between + SLACK < last + 2 * SLACK
 
     def inspector(self, broker: Broker) -> Inspector:
         """Return the broker as what it is, too."""
@@ -839,7 +586,7 @@ class BrokerConformance:
         self.leave(consumer)
         return published
 
-    @_needs("inspect")
+    @needs("inspect")
     def test_a_replay_comes_to_its_group_alone(self, broker: Broker) -> None:
         """As it was published, as the first attempt; the letter is gone."""
         billing = self.key()
@@ -861,7 +608,7 @@ class BrokerConformance:
         assert (message.group, again.crashes) == (billing.group, 0)
         self.nothing_comes(other)
         newcomer = self.consumer(broker, late)
-        assert _ids(self.take(newcomer, 1)) == [sent.id]
+        assert ids(self.take(newcomer, 1)) == [sent.id]
         self.nothing_comes(newcomer)
         consumer.nack(again, 0)
         again = self.take_one(consumer)
@@ -873,7 +620,7 @@ class BrokerConformance:
         consumer.ack([self.take_one(consumer)])
         self.nothing_comes(consumer, other)
 
-    @_needs("inspect")
+    @needs("inspect")
     def test_a_replay_outlives_the_group_that_is_away(self, broker: Broker) -> None:
         """Nobody consumes it, and others pass over it: it waits."""
         key = self.key()
@@ -883,9 +630,9 @@ class BrokerConformance:
         (letter,) = self.dead_letters(broker, key)
         self.inspector(broker).replay(key, [letter.position])
         self.nothing_comes(other)
-        assert _ids(self.take(self.consumer(broker, key), 1)) == published
+        assert ids(self.take(self.consumer(broker, key), 1)) == published
 
-    @_needs("inspect")
+    @needs("inspect")
     def test_some_dead_letters_are_replayed_and_some_discarded(self, broker: Broker) -> None:
         """Those that are named, once; what is not there is no error. A discarded one is gone."""
         key = self.key()
@@ -899,20 +646,20 @@ class BrokerConformance:
         assert inspector.replay(key, positions[:150]) == 0
         assert inspector.replay(key, []) == inspector.discard(key, []) == 0
         assert inspector.replay(self.key(), positions) == inspector.discard(self.key(), positions) == 0
-        assert sorted(_ids(self.take(consumer, 150))) == sorted(published[:150])
+        assert sorted(ids(self.take(consumer, 150))) == sorted(published[:150])
         assert [letter.message.id for letter in self.dead_letters(broker, key)][::-1] == published[150:200][-100:]
         self.nothing_comes(consumer)
 
-    @_needs("inspect")
+    @needs("inspect")
     def test_a_replay_wakes_who_waits(self, broker: Broker) -> None:
         """Promptly."""
         key = self.key()
         published = self._buried(broker, key, 1)
         receiving = self.waiting(self.joined(broker, key))
         self.inspector(self.open()).replay(key, [one.position for one in self.dead_letters(broker, key)])
-        assert _ids(receiving.result(5.0)) == published
+        assert ids(receiving.result(5.0)) == published
 
-    @_needs("inspect")
+    @needs("inspect")
     def test_groups_tell_how_they_stand(self, broker: Broker) -> None:
         """What they have in hand and have still to read, and by how many consumers."""
         billing = self.key()
@@ -936,7 +683,7 @@ class BrokerConformance:
         consumer.ack([first, third])
         assert inspector.groups(billing.topic)[0].oldest_unsettled is None
 
-    @_needs("inspect")
+    @needs("inspect")
     def test_a_group_without_consumers_can_be_removed(self, broker: Broker) -> None:
         """With its dead letters; one that comes again begins anew."""
         key = self.key()
@@ -952,9 +699,9 @@ class BrokerConformance:
         inspector.remove_group(self.key())
         assert not inspector.groups(key.topic)
         assert not self.dead_letters(broker, key)
-        assert _ids(self.take(self.consumer(broker, key), 2)) == published
+        assert ids(self.take(self.consumer(broker, key), 2)) == published
 
-    @_needs("inspect")
+    @needs("inspect")
     def test_a_second_dead_letter_raises_lease_lost_and_changes_nothing(self, broker: Broker) -> None:
         """One is kept, with the first reason."""
         key = self.key()
@@ -995,8 +742,8 @@ class BrokerConformance:
         other.ack(first)
         again = first + self.take_over(other, 1)
         # 4 heartbeats after the last sign of life, which may be as much as one older than the last call of `maintain`.
-        assert passed >= 3 * self.heartbeat - _SLACK, f"taken over {passed} s after a sign of life"
-        assert _ids(again) == [published[0], published[2]]
+        assert passed >= 3 * self.heartbeat - SLACK, f"taken over {passed} s after a sign of life"
+        assert ids(again) == [published[0], published[2]]
         assert [delivery.message.attempt for delivery in again] == [2, 2]
         self.nothing_comes(other, during=6 * self.heartbeat)
 
@@ -1096,7 +843,7 @@ class BrokerConformance:
         second.dead_letter(again[1], REASON)
         rest = self.take_over(first, 3)
         assert {delivery.crashes for delivery in rest} == {1}
-        assert len(set(_ids([*held, *rest]))) == 5
+        assert len(set(ids([*held, *rest]))) == 5
         second.ack(rest)
         self.nothing_comes(first, second)
 
@@ -1173,7 +920,7 @@ class BrokerConformance:
         self.keep_alive()
         published = self.publish(strict_broker, key.topic)
         fresh = self.take_one(frozen)
-        assert _ids([fresh]) == published
+        assert ids([fresh]) == published
         self.nothing_comes(other, during=6 * self.heartbeat)
         frozen.nack(fresh, 0)
         assert self.take_one(other).message.attempt == 2
@@ -1217,7 +964,7 @@ class BrokerConformance:
         leaving.nack(nacked, 0.5)
         self.leave(leaving)
         again = self.take(other, 2)
-        assert _ids(again) == _ids(held) == published[2:4]
+        assert ids(again) == ids(held) == published[2:4]
         assert {delivery.message.attempt for delivery in again} == {1}
         assert not other.receive({key: 10}, wait=0)
         later = self.take_one(other, step=0.1)
@@ -1246,7 +993,7 @@ class BrokerConformance:
         first = self.joined(broker, key, start="latest")
         self.leave(first)
         published = self.publish(broker, key.topic, 3)
-        assert _ids(self.take(self.consumer(broker, key, start="latest"), 3)) == published
+        assert ids(self.take(self.consumer(broker, key, start="latest"), 3)) == published
 
     # Receiving.
 
@@ -1327,7 +1074,7 @@ class BrokerConformance:
         """Each time anew."""
         consumer = self.joined(broker, self.key())
         for _ in range(3):
-            receiving = self.in_thread(consumer.receive, self.credit(consumer, 1), _LONG)
+            receiving = self.in_thread(consumer.receive, self.credit(consumer, 1), LONG)
             self.moment()
             consumer.wake()
             assert len(receiving.result(3.0)) == 0
@@ -1338,7 +1085,7 @@ class BrokerConformance:
         consumer.wake()
         consumer.wake()
         before = monotonic()
-        assert len(consumer.receive(self.credit(consumer, 1), _LONG)) == 0
+        assert len(consumer.receive(self.credit(consumer, 1), LONG)) == 0
         assert monotonic() - before < 3.0
 
     def test_a_receive_that_waits_returns_what_is_published(self, broker: Broker) -> None:
@@ -1348,7 +1095,7 @@ class BrokerConformance:
         for key in keys:
             receiving = self.waiting(consumer)
             published = self.publish(self.open(), key.topic)
-            assert _ids(receiving.result(3.0)) == published
+            assert ids(receiving.result(3.0)) == published
 
     def test_a_receive_that_waits_returns_what_is_released(self, broker: Broker) -> None:
         """And what a closing consumer hands back."""
@@ -1358,10 +1105,10 @@ class BrokerConformance:
         first, second = self.take(consumer, 2)
         receiving = self.waiting(other)
         consumer.release([first])
-        assert _ids(receiving.result(5.0)) == _ids([first])
+        assert ids(receiving.result(5.0)) == ids([first])
         receiving = self.waiting(other)
         self.leave(consumer)
-        assert _ids(receiving.result(5.0)) == _ids([second]) == published[1:]
+        assert ids(receiving.result(5.0)) == ids([second]) == published[1:]
 
     def test_a_receive_that_waits_returns_what_comes_due(self, broker: Broker) -> None:
         """Though it began to wait before the nack."""
@@ -1382,7 +1129,7 @@ class BrokerConformance:
         consumer = self.consumer(broker, key, idle)
         self.publish(broker, key.topic, 5)
         acked, nacked, released, dead, done = self.take(consumer, 5)
-        receiving = self.in_thread(consumer.receive, {idle: 1}, _LONG, [done])
+        receiving = self.in_thread(consumer.receive, {idle: 1}, LONG, [done])
         self.moment()
         before = monotonic()
         consumer.ack([acked])
@@ -1408,7 +1155,7 @@ class BrokerConformance:
             received: list[str] = []
             deadline = monotonic() + self.patience
             while len(received) < 5 and monotonic() < deadline:
-                received += _ids(consumer.receive({key: 5 - len(received)}, wait=0.1))
+                received += ids(consumer.receive({key: 5 - len(received)}, wait=0.1))
             return received
 
         receiving = [self.in_thread(receive, consumer) for consumer in consumers]
@@ -1432,7 +1179,7 @@ class BrokerConformance:
 
         def note(deliveries: Sequence[Delivery[bytes]]) -> Sequence[Delivery[bytes]]:
             with lock:
-                acked.update(_ids(deliveries))
+                acked.update(ids(deliveries))
                 attempts.update(delivery.message.attempt for delivery in deliveries)
                 if len(acked) == 1000:
                     everything_acked.set()
@@ -1477,7 +1224,7 @@ class BrokerConformance:
 
     # What only some backends can do.
 
-    @_needs("foreign")
+    @needs("foreign")
     def test_an_entry_of_another_program_is_delivered(self, broker: Broker) -> None:
         """In its place among ours, with its position as its id; it is retried and acknowledged like any."""
         key = self.key()
@@ -1487,7 +1234,7 @@ class BrokerConformance:
         after = self.publish(broker, key.topic)
         first, middle, last = self.take(consumer, 3)
         message = middle.message
-        assert _ids([first, last]) == before + after
+        assert ids([first, last]) == before + after
         assert message.id == message.position
         assert (message.topic, message.group, message.attempt, message.source) == (*key, 1, "publish")
         assert isinstance(message.payload, bytes)
@@ -1500,7 +1247,7 @@ class BrokerConformance:
         self.leave(consumer)
         self.nothing_comes(other)
 
-    @_needs("undecodable")
+    @needs("undecodable")
     def test_an_entry_that_cannot_be_read_holds_up_nothing(self, broker: Broker) -> None:
         """It is delivered as best it can be, so that it can become a dead letter."""
         key = self.key()
@@ -1509,7 +1256,7 @@ class BrokerConformance:
         self.undecodable(broker, key.topic)
         after = self.publish(broker, key.topic)
         first, middle, last = self.take(consumer, 3)
-        assert _ids([first, last]) == before + after
+        assert ids([first, last]) == before + after
         assert middle.message.position
         assert isinstance(middle.message.payload, bytes)
         consumer.dead_letter(middle, DeadLetterReason("undecodable"))
@@ -1520,7 +1267,7 @@ class BrokerConformance:
         self.leave(consumer)
         self.nothing_comes(other)
 
-    @_needs("fork")
+    @needs("fork")
     def test_a_forked_child_may_use_the_broker_too(self, broker: Broker) -> None:
         """To publish, while its parent goes on receiving."""
         key = self.key()
@@ -1539,7 +1286,7 @@ class BrokerConformance:
                 os._exit(status)
         after = self.publish(broker, key.topic)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, "the child could not publish"
-        assert sorted(_ids(self.take(consumer, 3))) == sorted([*before, message.id, *after])
+        assert sorted(ids(self.take(consumer, 3))) == sorted([*before, message.id, *after])
         self.publish_and_take(broker, consumer, key)
 
     # Bounded topics and durability
@@ -1562,12 +1309,12 @@ class BrokerConformance:
                 self.publish(broker, key.topic, count)
         consumer = self.consumer(broker, key)
         taken = self.take(consumer, len(published))
-        assert _ids(taken) == published
+        assert ids(taken) == published
         with pytest.raises(BrokerFull):
             self.publish(broker, key.topic, count)
         consumer.ack(taken)
         published = self.publish(broker, key.topic, count)
-        assert _ids(self.take(consumer, count)) == published
+        assert ids(self.take(consumer, count)) == published
 
     def test_only_what_every_group_has_settled_gives_way(self, broker: Broker) -> None:
         """In the order of publishing: an open delivery holds back what comes after it, too."""
@@ -1584,9 +1331,9 @@ class BrokerConformance:
         published += self.publish(broker, key.topic)
         with pytest.raises(BrokerFull):
             self.publish(broker, key.topic)
-        assert _ids(self.take(mine, 1)) == _ids(self.take(theirs, 1)) == published[5:]
+        assert ids(self.take(mine, 1)) == ids(self.take(theirs, 1)) == published[5:]
         third = self.key(key.topic, "audit")
-        assert _ids(self.take(self.consumer(broker, third), 5)) == published[1:]
+        assert ids(self.take(self.consumer(broker, third), 5)) == published[1:]
 
     def test_a_batch_that_can_never_fit_is_refused(self, broker: Broker) -> None:
         """However its messages would be dropped; nothing of it is stored, nor of what it has for other topics."""
@@ -1604,10 +1351,10 @@ class BrokerConformance:
         consumer = self.consumer(broker, key)
         published = [one for _ in range(12 // count) for one in self.publish(broker, key.topic, count)]
         taken = self.take(consumer, 6)
-        assert _ids(taken) == published[-6:]
+        assert ids(taken) == published[-6:]
         consumer.ack(taken[:count])
         published = self.publish(broker, key.topic, count)  # in place of what is settled: nothing is dropped
-        assert _ids(self.take(consumer, count)) == published
+        assert ids(self.take(consumer, count)) == published
         if "inspect" in self.features:
             assert isinstance(broker, Inspector)
             assert [one.dropped for one in broker.groups(key.topic)] == [6]
@@ -1621,7 +1368,7 @@ class BrokerConformance:
         consumer.nack(failed, 0.05)
         published = self.publish(broker, key.topic, 2)
         self.pass_time(0.1)
-        assert _ids(self.take(consumer, 2)) == published
+        assert ids(self.take(consumer, 2)) == published
         consumer.ack([held])
         self.nothing_comes(consumer, during=0.1)
 
@@ -1632,7 +1379,7 @@ class BrokerConformance:
         self.publish(broker, key.topic, 2500)
         consumer.ack(self.take(consumer, 2500))
         published = self.publish(broker, key.topic, 2400)
-        assert _ids(self.take(consumer, 2400)) == published
+        assert ids(self.take(consumer, 2400)) == published
 
     @pytest.mark.parametrize("count", [1, 40])
     def test_publishing_again_stores_nothing_twice(self, broker: Broker, count: int) -> None:
@@ -1645,7 +1392,7 @@ class BrokerConformance:
                 one.publish(batch, again=True)
             consumer = self.consumer(broker, SubscriptionKey(topic, "billing"))
             taken = self.take(consumer, count)
-            assert _ids(taken) == [one.id for one in batch]
+            assert ids(taken) == [one.id for one in batch]
             consumer.ack(taken)
             broker.publish(batch, again=True)
             self.nothing_comes(consumer, during=0.05)
@@ -1666,9 +1413,5 @@ class BrokerConformance:
         except Unsupported:
             stored = unconfirmed = []
         assert unconfirmed == stored
-        assert _ids(self.take(consumer, len(stored))) == stored
+        assert ids(self.take(consumer, len(stored))) == stored
         self.nothing_comes(consumer, during=0.05)
-
-
-def _ids(deliveries: Any) -> list[str]:
-    return [delivery.message.id for delivery in deliveries]

@@ -4,7 +4,7 @@ import logging
 import math
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import Any, assert_never
 
@@ -22,7 +22,7 @@ from pubsub_core.errors import (
 )
 from pubsub_core.message import DeadLetterKind, DeadLetterReason, Delivery, Message, SubscriptionKey
 from pubsub_core.middleware import HandleMiddleware, HandleNext, chain
-from pubsub_core.outcome import Acked, DeadLettered, Outcome, Released, Retried
+from pubsub_core.outcome import Acked, DeadLettered, Dropped, Outcome, Released, Retried
 from pubsub_core.subscription import Subscription, Takes
 from pubsub_core.worker.event_loop import EventLoop
 from pubsub_core.worker.settler import Settler
@@ -49,7 +49,9 @@ class Executor:
         loop: EventLoop | None,
         timeouts: Timeouts,
         max_crashes: int,
+        broker_time: Callable[[], float],
     ) -> None:
+        self._broker_time = broker_time
         self._timeouts = timeouts
         self._max_crashes = max_crashes
         self._consumer = consumer
@@ -65,7 +67,7 @@ class Executor:
         Returns False if the delivery was given up meanwhile, and the calling thread with it: it has been replaced.
         """
         subscription = self._subscriptions.get(delivery.subscription)
-        if subscription is None or delivery.crashes >= self._max_crashes:
+        if subscription is None or delivery.crashes >= self._max_crashes or self._is_expired(delivery.message):
             self._settle([delivery], self._refused(delivery, subscription))
             return True
         started = monotonic()
@@ -89,11 +91,21 @@ class Executor:
             reason = DeadLetterReason(
                 "unknown handler", detail=f"this worker does not subscribe {delivery.subscription}"
             )
-        else:
+        elif delivery.crashes >= self._max_crashes:
             detail = f"{delivery.crashes} processes died while they had it in hand"
             reason = DeadLetterReason("crashed", detail=detail)
+        elif subscription.drops_expired:
+            log.warning("expired, and dropped: %s", _of(delivery), extra=_fields(delivery))
+            return Dropped()
+        else:
+            expires_at = delivery.message.expires_at
+            assert expires_at is not None  # noqa: S101  # that is why it is here
+            reason = DeadLetterReason("expired", detail=f"it was to be handled before {expires_at.isoformat()}")
         log.error("dead-lettered (%s: %s): %s", reason.kind, reason.detail, _of(delivery), extra=_fields(delivery))
         return DeadLettered(reason)
+
+    def _is_expired(self, message: Message[bytes]) -> bool:
+        return message.expires_at is not None and self._broker_time() >= message.expires_at.timestamp()
 
     def _run(self, run: Run) -> Outcome:
         """Handle the delivery, for as long as its timeout allows.
@@ -152,7 +164,7 @@ class Executor:
         """
         try:
             match outcome:
-                case Acked():
+                case Acked() | Dropped():
                     self._settler.ack(deliveries[0])
                 case Retried(delay):
                     self._consumer.nack(deliveries[0], delay)
@@ -223,6 +235,8 @@ def _with_payload(raw: Message[bytes], payload: Any) -> Message[Any]:
         raw.group,
         raw.source,
         raw.position,
+        raw.expires_at,
+        raw.scheduled_for,
     )
 
 
@@ -278,6 +292,8 @@ def _log_settled(message: Message[bytes], subscription: Subscription, outcome: O
             level, what = logging.WARNING, f"dead-lettered ({reason.kind}: {reason.detail or reason.error}) by"
         case Released():
             level, what = logging.INFO, "handed back by"
+        case Dropped():
+            level, what = logging.WARNING, "dropped by"
         case _:
             assert_never(outcome)
     log.log(

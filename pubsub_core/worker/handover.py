@@ -123,7 +123,7 @@ class Handover:
     def _credit(self) -> Credit:
         """Return how many of each subscription to ask for: what the threads will soon start, and no more."""
         free = max(1, self._threads - len(self._running) - self._waiting)
-        share = max(1, free // len(self._lines))
+        share = max(1, free // max(1, len(self._lines)))
         return {key: self._credit_of(line, share) for key, line in self._lines.items()}
 
     def _credit_of(self, line: _Line, share: int) -> int:

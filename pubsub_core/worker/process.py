@@ -1,6 +1,7 @@
 """A worker within one process: handler threads, and the threads that serve them."""
 
 import logging
+import math
 import os
 import random
 import re
@@ -11,9 +12,11 @@ from collections.abc import Sequence
 from time import monotonic
 from types import TracebackType
 
+from pubsub_core.clock import MovableClock
 from pubsub_core.errors import BrokerError, ConfigurationError, NotPermitted, StreamConflict, WorkerError
 from pubsub_core.message import Delivery
 from pubsub_core.pubsub import PubSub
+from pubsub_core.schedule import Scheduler
 from pubsub_core.worker.event_loop import EventLoop
 from pubsub_core.worker.executor import Executor
 from pubsub_core.worker.handover import Credit, Handover
@@ -26,6 +29,7 @@ log = logging.getLogger("pubsub")
 
 _WAIT = 5.0  # seconds a read waits for something new; a wake-up ends it at once
 _BURST_WAIT = 0.05
+LEASE = 4  # heartbeats: who gave no sign of life for so long counts as gone
 _LOOK = 1.0  # seconds between two looks for what is too much in hand
 _MAX_PAUSE = 5.0
 
@@ -42,11 +46,18 @@ class Worker:
 
     def __init__(self, pubsub: PubSub, *, threads: int | None = None, burst: bool = False) -> None:
         self.subscriptions = pubsub.subscriptions()
-        if not self.subscriptions:
+        if not (self.subscriptions or pubsub.schedules):
             raise ConfigurationError("there is nothing to do: no handler is subscribed. Use @pubsub.subscribe(...)")
         self.settings = pubsub.settings
         self._is_burst = burst
-        self._consumer = pubsub.runtime.broker.consumer([one.membership for one in self.subscriptions], consumer_name())
+        broker, clock = pubsub.runtime.broker, pubsub.runtime.clock
+        self._consumer = broker.consumer([one.membership for one in self.subscriptions], consumer_name())
+        self._look_now = threading.Event()  # for the maintenance
+        lease = LEASE * self.settings.heartbeat
+        if isinstance(clock, MovableClock):
+            clock.on_move(self._look_now.set)
+            lease = math.inf  # time that is moved on in a test passes at once: nobody was away
+        self._scheduler = Scheduler(pubsub.schedules, broker, self.settings.group, pubsub.scheduled_message, lease)
         self._outage = Outage()
         self._settler = Settler(self._consumer, self._outage, self._died)
         is_async = any(one.handler.is_async for one in self.subscriptions)
@@ -60,6 +71,7 @@ class Worker:
             loop=self._loop,
             timeouts=self._timeouts,
             max_crashes=self.settings.max_crashes,
+            broker_time=broker.time,
         )
         count = threads or self.settings.threads
         self._handover = Handover(self.subscriptions, count, self._read, self._consumer.wake)
@@ -132,6 +144,7 @@ class Worker:
         self._settler.stop(max(deadline, monotonic() + 1))
         self._settler.join()
         self._is_over.set()
+        self._look_now.set()
         if self._maintenance.ident is not None:
             self._maintenance.join()
         if self._loop is not None and not running:
@@ -195,7 +208,9 @@ class Worker:
             self._settler.give_back(done)
             self._note_failed_read(error)
             return ()
-        self._was_read = True
+        if not self._was_read:
+            self._was_read = True
+            self._look_now.set()  # the groups are there, so schedules may fire
         self._pause = 0.0
         self._outage.end("reading")
         if self._stopping.is_set():
@@ -215,12 +230,18 @@ class Worker:
         self._stopping.wait(self._pause * random.uniform(0.5, 1))
 
     def _maintain(self) -> None:
-        """Keep the leases alive, also while the last handlers finish; hand back what turned out to be too much."""
+        """Keep the leases alive, also while the last handlers finish; hand back what turned out to be too much; fire
+        the schedules.
+        """
         pause = 0.0
-        while not self._is_over.wait(pause):
+        while not self._is_over.is_set():
+            self._look_now.wait(pause)
+            self._look_now.clear()
             self._executor.release(self._handover.take_surplus())
             try:
                 pause = min(_LOOK, self._consumer.maintain())
+                if self._was_read and not self._stopping.is_set():
+                    pause = min(pause, self._scheduler.run_due())
             except BrokerError as error:
                 self._outage.begin("maintaining", error)
                 pause = min(1.0, self.settings.heartbeat)

@@ -1,51 +1,52 @@
--- Adds messages to a topic whose backlog is bounded: all of them, or none. What every group has settled gives way first.
--- KEYS: 1 stream, 2 how many were dropped ever.
--- ARGV: 1 how many the topic may hold, 2 "1" if its oldest are dropped where there is no room else "0", then the ten
---       names and values of each entry.
--- Returns: how many were dropped; -1 if there was no room, and none was added.
-local function parts(id) return id:match('^(%d+)-(%d+)$') end
-local function is_less(a, b)  -- as numbers of any length: the second part may be larger than Lua can count
-  local a_ms, a_seq = parts(a)
-  local b_ms, b_seq = parts(b)
-  if a_ms ~= b_ms then return tonumber(a_ms) < tonumber(b_ms) end
-  if #a_seq ~= #b_seq then return #a_seq < #b_seq end
-  return a_seq < b_seq
-end
-local function after(id)
-  local ms, seq = parts(id)
-  if #seq > 15 then return string.format('%.0f-0', ms + 1) end
-  return string.format('%s-%.0f', ms, seq + 1)
-end
-local count = (#ARGV - 2) / 10
-local excess = redis.call('XLEN', KEYS[1]) + count - ARGV[1]
-if excess > 0 then
-  local floor
-  for _, facts in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
-    local group = {}
-    for i = 1, #facts, 2 do group[facts[i]] = facts[i + 1] end
-    local first = after(group['last-delivered-id'])
-    if group['pending'] > 0 then
-      local oldest = redis.call('XPENDING', KEYS[1], group['name'])[2]
-      if is_less(oldest, first) then first = oldest end
-    end
-    if not floor or is_less(first, floor) then floor = first end
+-- Publishes messages of a topic: all of them, or none.
+-- KEYS: 1 stream, 2 how many were dropped ever, 3 delayed zset, 4 delayed hash, then the dedup keys.
+-- ARGV: 1 how many the topic may hold (0: any number), 2 "1" if its oldest are dropped where there is no room else "0",
+--       3 control channel, 4 wake-up text without the seconds, then for each message: when ("" now, "+ms" so much
+--       later, "@ms" at that time), which of KEYS is its dedup key ("" if it has none), for how many ms that counts,
+--       and the five values of its entry.
+-- Returns: how many were dropped (-1: there was no room, and nothing was done), then for each message the id of the one
+--          that was published under its dedup key before, or "".
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+redis.call('XLEN', KEYS[1])  -- an error if it is no stream, before anything is done
+local result, known, due_at, count = {0}, {}, {}, 0
+for i = 5, #ARGV, 8 do
+  local kind, ms = ARGV[i]:sub(1, 1), tonumber(ARGV[i]:sub(2))
+  local due = kind == '+' and now + ms or kind == '@' and ms or now
+  local other
+  if ARGV[i + 1] ~= '' then
+    local key = KEYS[tonumber(ARGV[i + 1])]
+    other = known[key] or redis.call('GET', key)
+    known[key] = other or ARGV[i + 3]
   end
-  if floor then
-    -- Whole nodes first; then one by one, as no command says how many entries are below the floor.
-    excess = excess - redis.call('XTRIM', KEYS[1], 'MINID', '~', floor, 'LIMIT', excess)
-    if excess > 1000 then excess = excess - redis.call('XTRIM', KEYS[1], 'MINID', floor) end
-    while excess > 0 do
-      local first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
-      if not first or not is_less(first[1], floor) then break end
-      excess = excess - redis.call('XTRIM', KEYS[1], 'MAXLEN', redis.call('XLEN', KEYS[1]) - 1)
-    end
+  if other then
+    result[#result + 1] = other == ARGV[i + 3] and '' or other
+  else
+    result[#result + 1] = ''
+    due_at[i] = due
+    if due <= now then count = count + 1 end
   end
 end
-local dropped = 0
-if excess > 0 then
-  if ARGV[2] == '0' then return -1 end
-  dropped = redis.call('XTRIM', KEYS[1], 'MAXLEN', ARGV[1] - count)
+result[1] = make_room(KEYS[1], KEYS[2], tonumber(ARGV[1]), count, ARGV[2] == '1')
+if result[1] < 0 then return {-1} end
+local first = tonumber(redis.call('ZRANGE', KEYS[3], 0, 0, 'WITHSCORES')[2] or math.huge)
+local earliest = first
+for i = 5, #ARGV, 8 do
+  local due, dedup = due_at[i], KEYS[tonumber(ARGV[i + 1])]
+  if due then
+    if due <= now then
+      redis.call('XADD', KEYS[1], '*', 'id', ARGV[i + 3], 'payload', ARGV[i + 4], 'key', ARGV[i + 5],
+        'headers', ARGV[i + 6], 'source', ARGV[i + 7])
+    else
+      redis.call('HSET', KEYS[4], ARGV[i + 3], packed({string.format('%.0f', now), dedup or '', ARGV[i + 3],
+        ARGV[i + 4], ARGV[i + 5], ARGV[i + 6], ARGV[i + 7]}))
+      redis.call('ZADD', KEYS[3], string.format('%.0f', due), ARGV[i + 3])
+      earliest = math.min(earliest, due)
+    end
+    if dedup then redis.call('SET', dedup, ARGV[i + 3], 'PX', ARGV[i + 2]) end
+  end
 end
-for i = 3, #ARGV, 10 do redis.call('XADD', KEYS[1], '*', unpack(ARGV, i, i + 9)) end
-if dropped > 0 then redis.pcall('INCRBY', KEYS[2], dropped) end  -- too late to refuse: they are added
-return dropped
+if earliest < first then
+  redis.pcall('PUBLISH', ARGV[3], ARGV[4] .. string.format('%.3f', (earliest - now) / 1000))
+end
+return result

@@ -2,19 +2,6 @@
 -- KEYS: 1 stream, 2 floors hash.
 -- ARGV: 1 for how many ms what is settled is kept, 2 how many messages at most, 3 how many to remove at most.
 -- Returns: {how many were removed, then for each group {name, the first entry id that it has not settled}}.
-local function parts(id) return id:match('^(%d+)-(%d+)$') end
-local function is_less(a, b)  -- as numbers of any length: the second part may be larger than Lua can count
-  local a_ms, a_seq = parts(a)
-  local b_ms, b_seq = parts(b)
-  if a_ms ~= b_ms then return tonumber(a_ms) < tonumber(b_ms) end
-  if #a_seq ~= #b_seq then return #a_seq < #b_seq end
-  return a_seq < b_seq
-end
-local function after(id)
-  local ms, seq = parts(id)
-  if #seq > 15 then return string.format('%.0f-0', ms + 1) end
-  return string.format('%s-%.0f', ms, seq + 1)
-end
 if redis.call('EXISTS', KEYS[1]) == 0 then return {0} end
 local result = {0}
 local floor

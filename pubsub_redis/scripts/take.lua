@@ -1,10 +1,13 @@
--- Claims parked deliveries that are due for the caller, who works on them as one attempt more.
--- KEYS: 1 stream, 2 due zset, 3 suspects zset, 4 failures hash.
--- ARGV: 1 group, 2 caller, 3 how many at most, 4 how many of them may be suspects.
--- Returns: ms until the next one is due, ms until the next suspect is (-1: none), then for each delivery:
---          {id, attempt, crashes, fields}.
+-- Claims parked deliveries that are due for the caller, who works on them as one attempt more; adds delayed messages
+-- that are due to the stream, where all groups find them.
+-- KEYS: 1 stream, 2 due zset, 3 suspects zset, 4 failures hash, 5 how many were dropped ever, 6 delayed zset,
+--       7 delayed hash.
+-- ARGV: 1 group, 2 caller, 3 how many at most, 4 how many of them may be suspects, 5 how many the topic may hold (0: any
+--       number), 6 "1" if its oldest are dropped where there is no room else "0".
+-- Returns: ms until the next one is due, ms until the next suspect is, ms until the next delayed one is (-1: none), how
+--          many were dropped, then for each delivery: {id, attempt, crashes, fields}.
 local now = server_time(KEYS[2], KEYS[3], KEYS[4])
-local result = {-1, -1}
+local result = {-1, -1, -1, 0}
 local function take(list, most)
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[list], '-inf', now, 'LIMIT', 0, most)) do
     local pending = redis.call('XPENDING', KEYS[1], ARGV[1], id, id, 1, '~parked')[1]
@@ -28,7 +31,8 @@ local function until_next(list)
 end
 local suspects = math.min(tonumber(ARGV[3]), tonumber(ARGV[4]))
 if suspects > 0 then take(3, suspects) end
-local left = tonumber(ARGV[3]) - (#result - 2)
+local left = tonumber(ARGV[3]) - (#result - 4)
 if left > 0 then take(2, left) end
 result[1], result[2] = until_next(2), until_next(3)
+result[3], result[4] = move_due({KEYS[1], KEYS[5], KEYS[6], KEYS[7]}, now, tonumber(ARGV[5]), ARGV[6] == '1', 100)
 return result

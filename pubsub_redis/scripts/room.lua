@@ -1,0 +1,36 @@
+-- Stands before the scripts that call it. Makes room for so many more entries in a stream that may hold `most` (0: any
+-- number). What every group has settled gives way first, then, if that is allowed, the oldest.
+-- Returns how many were dropped that were not settled, also counted under `dropped_key`; -1 if there is no room, and
+-- none was dropped.
+local function make_room(stream, dropped_key, most, count, may_drop)
+  if most == 0 then return 0 end
+  local excess = redis.call('XLEN', stream) + count - most
+  if excess <= 0 then return 0 end
+  local floor
+  for _, facts in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
+    local group = {}
+    for i = 1, #facts, 2 do group[facts[i]] = facts[i + 1] end
+    local first = after(group['last-delivered-id'])
+    if group['pending'] > 0 then
+      local oldest = redis.call('XPENDING', stream, group['name'])[2]
+      if is_less(oldest, first) then first = oldest end
+    end
+    if not floor or is_less(first, floor) then floor = first end
+  end
+  if floor then
+    -- Whole nodes first; then one by one, as no command says how many entries are below the floor.
+    excess = excess - redis.call('XTRIM', stream, 'MINID', '~', floor, 'LIMIT', excess)
+    if excess > 1000 then excess = excess - redis.call('XTRIM', stream, 'MINID', floor) end
+    while excess > 0 do
+      local first = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
+      if not first or not is_less(first[1], floor) then break end
+      excess = excess - redis.call('XTRIM', stream, 'MAXLEN', redis.call('XLEN', stream) - 1)
+    end
+  end
+  if excess <= 0 then return 0 end
+  if not may_drop then return -1 end
+  -- Also without memory: a script that has freed some may go on.
+  local dropped = redis.call('XTRIM', stream, 'MAXLEN', most - count)
+  redis.pcall('INCRBY', dropped_key, dropped)
+  return dropped
+end
