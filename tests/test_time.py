@@ -268,7 +268,7 @@ def until_parked(shop: Shop) -> None:
 
 
 def test_what_shall_become_of_expired_messages_is_checked(shop: Shop) -> None:
-    with pytest.raises(SubscriptionError, match="expired='dropp'. Did you mean 'drop'"):
+    with pytest.raises(SubscriptionError, match=r"expired='dropp'\. Did you mean 'drop'"):
         shop.pubsub.subscribe("orders", expired="dropp")  # type: ignore[arg-type]
 
 

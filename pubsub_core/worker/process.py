@@ -200,8 +200,8 @@ class Worker:
         """Read once, taking finished acknowledgements along. Never raises for what the broker does: it pauses."""
         done = self._settler.take()
         wait = _BURST_WAIT if self._is_burst else _WAIT
-        if self._pause:
-            wait = 0.0  # the last read failed: to know soon whether the broker is back
+        if self._pause or not self._was_read:
+            wait = 0.0  # to know soon whether the broker is there, or back
         try:
             deliveries = self._consumer.receive(credit, wait, done)
         except BrokerError as error:

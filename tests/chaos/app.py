@@ -46,6 +46,10 @@ pubsub.subscribe(
 )(handle_on_the_loop if os.environ.get("CHAOS_ASYNC") else handle)
 
 
+for _name, _missed in json.loads(os.environ.get("CHAOS_SCHEDULES", "{}")).items():
+    pubsub.cron("* * * * * *", name=_name, missed=_missed, group="billing")(lambda: None)
+
+
 def misbehave(how: str) -> None:
     match how:
         case "work" | "fail once" | "fail later":

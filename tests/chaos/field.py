@@ -128,23 +128,23 @@ class Field:
         self.until(lambda: len(set(self.consumers()) - before) >= processes, 20, "the worker has joined")
         return process.pid
 
-    def produce(self, url: str | None = None, *, pause: float = 0.005, **settings: Any) -> None:
+    def produce(self, url: str | None = None, *, pause: float = 0.005, delay: float = 0.0, **settings: Any) -> None:
         """Publish one after the other until `stop_producing`, noting what was acknowledged."""
         pubsub = self.pubsub(url, **settings)
 
         def run() -> None:
             while not self._stopping.wait(pause):
-                self.publish_one(pubsub)
+                self.publish_one(pubsub, delay=self.random.uniform(0, delay))
 
         thread = threading.Thread(target=run, name="producer", daemon=True)
         self._producers.append(thread)
         thread.start()
 
-    def publish_one(self, pubsub: PubSub, do: str = "work") -> str | None:
+    def publish_one(self, pubsub: PubSub, do: str = "work", *, delay: float = 0.0) -> str | None:
         """Publish one, and note what came of it."""
         began = time.time()
         try:
-            message_id = pubsub.publish("orders", {"do": do})
+            message_id = pubsub.publish("orders", {"do": do}, delay=delay or None)
         except PublishUncertain as error:
             with self._lock:
                 self.uncertain.update(error.message_ids)
@@ -262,6 +262,13 @@ class Field:
         """The process and the time of each note of this kind."""
         lines = map(json.loads, self._log.read_bytes().splitlines())
         return [(line[3], line[4]) for line in lines if line[0] == what]
+
+    def ticks(self, schedule: str) -> list[int]:
+        """The ticks that a schedule has fired, in seconds since 1970: what stands in its stream."""
+        entries = self.client.xrange(f"{self.namespace}:{{{schedule}}}")
+        words = [fields[b"source"].decode().split() for _, fields in entries]
+        assert all(kind == "cron" for kind, _ in words)
+        return [int(tick.removeprefix("for:")) // 1000 for _, tick in words]
 
     def output(self) -> str:
         """What the workers wrote."""
