@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
 import select
 import socket
@@ -24,7 +25,7 @@ from pubsub_core.errors import BrokerError, BrokerFull, BrokerUnavailable, Lease
 from pubsub_core.message import DeadLetterReason, Delivery, SubscriptionKey
 from pubsub_redis.entry import is_for_another, letter_fields, read_entry
 from pubsub_redis.faults import FOREIGN, is_missing_group, translated
-from pubsub_redis.keys import PARKED, TopicKeys, control_channel, look_key, worker_key
+from pubsub_redis.keys import PARKED, TopicKeys, control_channel, look_key, worker_key, workers_key
 from pubsub_redis.link import Command, Link, checked, script_call
 from pubsub_redis.servers import Node
 
@@ -35,11 +36,17 @@ log = logging.getLogger(__name__)
 
 _TAKE = 100  # due entries per script call: a burst must not stall the server
 _CONTROL = "~control"  # no group has such a name
-_LOOK_FOR_DUE = 10.0  # seconds; only the safety net below the wake-ups
+# Seconds between two looks for what is due, where nothing is known of: the safety net below the wake-ups.
+_LOOK_FOR_DUE = 120.0
+_LOOK_FOR_DUE_UNTOLD = 10.0  # where wake-ups may not be heard
 _MOST = 500  # entries of a topic in one read
 _REMEMBERED = 20_000  # settled entries per group; a worker settles fewer between two looks
 _TRIM = 10_000  # entries in one script call
 _TIDY = 60.0  # seconds
+_TIDY_IDLE = 300.0
+_RETAIN_IDLE = 120.0  # seconds between two looks at what may go, of a topic that this process has nothing to do with
+_SCAN = 60.0  # seconds between two looks at the names in the groups, where no worker is known to be silent
+_FORGOTTEN_AFTER = 600.0  # seconds for which those who look are reminded of a worker that is silent
 _NO_KEY = -2  # what PTTL says of one
 _MARGIN = 1.0  # seconds that the server would wait longer than we do, if we did not call it off
 
@@ -60,6 +67,8 @@ class _Group:
     suspects_at: float = 0.0  # the same for those that crashed somebody, which count only while we have none
     held: dict[str, int] = field(default_factory=dict)  # entry id → attempt, of what `receive` returned
     tidied_to: bytes = b"0"
+    was_used: bool = True  # since the last look at what may go
+    retained_at: float = 0.0
     # For the case that the group is lost: how often it was made, the newest entry we were handed, and what we settled.
     times_made: int | None = None
     newest: bytes = b""
@@ -110,6 +119,7 @@ class RedisConsumer:
         self._was_certain = False
         self._has_beaten = False
         self._beaten_at = 0.0
+        self._listed_at = -math.inf
         self._beat_at = 0.0
         self._look_at = 0.0
         self._patient_until = 0.0
@@ -121,6 +131,8 @@ class RedisConsumer:
         )
         self._concern = _digest(self._groups)
         self._tidy_at = 0.0
+        self._scan_at = 0.0
+        self._cleared: set[bytes] = set()  # silent workers that are in none of our groups any more
         self._is_closed = False
 
     @property
@@ -150,7 +162,9 @@ class RedisConsumer:
             return []
         # Not earlier: what the server gave us and an error kept from the caller is handed back.
         for one in received:
-            self._groups[one.subscription].held[_position(one)] = one.message.attempt
+            group = self._groups[one.subscription]
+            group.held[_position(one)] = one.message.attempt
+            group.was_used = True
             if one.crashes:
                 self._crashed[_position(one)] = one.crashes
         if received:
@@ -340,8 +354,9 @@ class RedisConsumer:
 
     def _taken(self, group: _Group, reply: Any) -> Deliveries:
         now = time.monotonic()
+        least_often = _LOOK_FOR_DUE_UNTOLD if self._control is None else _LOOK_FOR_DUE
         next_due, next_suspect, next_delayed = (
-            now + (_LOOK_FOR_DUE if next_in < 0 else min(_LOOK_FOR_DUE, next_in / 1000)) for next_in in reply[:3]
+            now + (least_often if next_in < 0 else min(least_often, next_in / 1000)) for next_in in reply[:3]
         )
         group.due_at, group.suspects_at = min(next_due, next_delayed), next_suspect
         if reply[3]:
@@ -621,7 +636,13 @@ class RedisConsumer:
             about = json.dumps({"host": socket.gethostname(), "pid": os.getpid()})
             with contextlib.suppress(BrokerFull):
                 self._broker.call(key, ("SET", key, about, "PX", expiry), "giving a sign of life")
+            self._listed_at = -math.inf
         self._beaten_at = beaten_at
+        if beaten_at - self._listed_at >= _SCAN:
+            names = workers_key(self._namespace)
+            with contextlib.suppress(BrokerFull):
+                self._broker.call(names, ("ZADD", names, int(self._broker.time()), self._name), "giving a sign of life")
+            self._listed_at = beaten_at
 
     def maintain(self) -> float:
         """See the seam. Of a whole fleet one process looks for dead consumers, every other heartbeat."""
@@ -661,7 +682,12 @@ class RedisConsumer:
         give new ones.
         """
         now = time.monotonic()
+        silent_workers = self._silent_workers() - self._cleared
+        if not (silent_workers or self._suspects or now >= self._scan_at):
+            return
         silent = set(self._silent_consumers())
+        self._scan_at = now + _SCAN
+        self._cleared |= silent_workers - {name for _, name in silent}
         for suspect, since in [*self._suspects.items()]:
             if suspect not in silent:
                 del self._suspects[suspect]
@@ -671,6 +697,29 @@ class RedisConsumer:
                 self._take_over(*suspect)
         for suspect in silent:
             self._suspects.setdefault(suspect, now)
+
+    def _silent_workers(self) -> set[bytes]:
+        """Return the names of workers that give no sign of life, in whatever groups they were; at little cost.
+
+        Somebody has to look into the groups for what they had. Who is not listed is found there, once in `_SCAN`.
+        """
+        names = workers_key(self._namespace)
+        listed = self._broker.call(names, ("ZRANGE", names, 0, -1, "WITHSCORES"), "looking for dead workers")
+        others = {name: float(at) for name, at in zip(listed[::2], listed[1::2], strict=True)}
+        others.pop(self._name.encode(), None)
+        signs = [self._sign_of(name) for name in others]
+        if not signs:
+            return set()
+        if not self._broker.servers.is_cluster:
+            alive = self._broker.call(signs[0], ("EXISTS", *signs), "looking for dead workers")
+            if alive == len(signs):
+                return set()
+        silent = {name for name in others if not self._has_sign(name)}
+        self._cleared &= silent
+        forgotten = [name for name in silent if others[name] < self._broker.time() - _FORGOTTEN_AFTER]
+        if forgotten:
+            self._broker.call(names, ("ZREM", names, *forgotten), "looking for dead workers")
+        return silent
 
     def _silent_consumers(self) -> Iterator[tuple[SubscriptionKey, bytes]]:
         alive = {self._name.encode(): True, PARKED.encode(): True}
@@ -733,19 +782,26 @@ class RedisConsumer:
     def _retain(self) -> None:
         """Trim what every group has settled, and report the groups that nobody consumes and that keep it from being."""
         options = self._broker.options
-        is_tidying = time.monotonic() >= self._tidy_at
+        now = time.monotonic()
+        is_tidying = now >= self._tidy_at
+        was_used = {one.keys.stream for one in self._groups.values() if one.was_used}
         for stream, group in {one.keys.stream: one for one in self._groups.values()}.items():
             topic = options.topics.get(group.key.topic, USUAL)
             keep = options.retention if topic.retention is None else topic.retention
+            if not (stream in was_used or is_tidying or now - group.retained_at >= min(_RETAIN_IDLE, keep)):
+                continue
+            group.retained_at = now
             keys = (stream, group.keys.floors)
             command = script_call("retain", keys, int(keep * 1000), MOST_RETAINED, _TRIM)
             _, *floors = self._broker.call(stream, command, "trimming what is settled")
             if is_tidying:
                 self._report_idle_groups(group, keep, [(name.decode(), floor.decode()) for name, floor in floors])
         if is_tidying:
-            self._tidy_at = time.monotonic() + _TIDY
+            self._tidy_at = now + (_TIDY if was_used else _TIDY_IDLE)
             for group in self._groups.values():
                 self._tidy(group)
+        for group in self._groups.values():
+            group.was_used = bool(group.held)
 
     def _tidy(self, group: _Group) -> None:
         name = group.key.group
@@ -807,8 +863,9 @@ class RedisConsumer:
             if group.was_made:
                 self._leave(group)
         if self._has_beaten:
-            sign = worker_key(self._namespace, self._name)
+            sign, names = worker_key(self._namespace, self._name), workers_key(self._namespace)
             self._broker.call(sign, ("DEL", sign), "leaving")
+            self._broker.call(names, ("ZREM", names, self._name), "leaving")
 
     def _leave(self, group: _Group) -> None:
         group.held.clear()

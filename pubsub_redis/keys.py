@@ -90,6 +90,11 @@ def worker_key(namespace: str, consumer: str) -> str:
     return f"{namespace}:worker:{consumer}"
 
 
+def workers_key(namespace: str) -> str:
+    """The names of consumers, scored by when they last said that they are there (seconds since 1970)."""
+    return f"{namespace}:workers"
+
+
 def look_key(namespace: str, concern: str) -> str:
     """Held for a short while by the process that looks after everything, of those with the same concern; expires."""
     return f"{namespace}:look:{concern}"

@@ -62,6 +62,8 @@ def rounds(place: Place, consumer: RedisConsumer, count: int = 3) -> None:
     for _ in range(count):
         place.client.delete(look_key(place.namespace, consumer._concern))
         consumer._look_at = 0.0
+        for group in consumer._groups.values():
+            group.was_used = True
         consumer.maintain()
 
 

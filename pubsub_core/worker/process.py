@@ -27,7 +27,7 @@ from pubsub_core.worker.timeouts import Run, Timeouts
 
 log = logging.getLogger("pubsub")
 
-_WAIT = 5.0  # seconds a read waits for something new; a wake-up ends it at once
+_WAIT = 10.0  # seconds a read waits for something new; a wake-up ends it at once
 _BURST_WAIT = 0.05
 LEASE = 4  # heartbeats: who gave no sign of life for so long counts as gone
 _LOOK = 1.0  # seconds between two looks for what is too much in hand
@@ -244,6 +244,7 @@ class Worker:
                     pause = min(pause, self._scheduler.run_due())
             except BrokerError as error:
                 self._outage.begin("maintaining", error)
+                self._consumer.wake()  # who waits to read may wait on a connection that is as dead
                 pause = min(1.0, self.settings.heartbeat)
             else:
                 self._outage.end("maintaining")

@@ -30,6 +30,8 @@ def handle(message: Message[Any]) -> None:
     if message.attempt == 1 and message.payload["do"] in ("fail once", "fail later"):
         note("failure", message)
         raise ValueError if message.payload["do"] == "fail once" else Retry(delay=3)
+    if message.payload["do"] == "hang once" and message.attempt == 1:
+        time.sleep(3600)
     misbehave(message.payload["do"])
     time.sleep(_WORK)
     note("end", message)
@@ -52,7 +54,7 @@ for _name, _missed in json.loads(os.environ.get("CHAOS_SCHEDULES", "{}")).items(
 
 def misbehave(how: str) -> None:
     match how:
-        case "work" | "fail once" | "fail later":
+        case "work" | "fail once" | "fail later" | "hang once":
             return
         case "exit":
             os._exit(7)

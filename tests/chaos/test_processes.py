@@ -40,7 +40,7 @@ def test_a_killed_worker_process(field: Field, record: Record) -> None:
 def test_a_killed_worker_process_of_an_idle_topic(field: Field, record: Record) -> None:
     """Nothing new comes that could wake the others: they find what it had all the same."""
     other = field.worker(processes=1)
-    ids = field.publish(2, "long")
+    ids = field.publish(2, "hang once")
     field.until(lambda: len(field.runs()) == 2, 10, "it has them all")
     field.worker()
     (victim,) = field.children(other)
