@@ -57,7 +57,7 @@ class UntypedJson:
             value = pydantic_core.from_json(encoded, allow_inf_nan=False)
         except (ValueError, RecursionError) as error:
             raise Undecodable(f"the payload is not JSON: {error}") from None
-        if _may_read_as_non_finite(encoded) and _has_non_finite(value):
+        if _may_overflow(encoded) and _has_non_finite(value):  # NaN and Infinity as such are refused already
             raise Undecodable(f"the payload is not JSON: {_NOT_FINITE}")
         return value
 
@@ -170,10 +170,15 @@ def _in_words(problems: tuple[tuple[str, str], ...]) -> str:
 
 
 def _may_read_as_non_finite(encoded: bytes) -> bool:
+    return b"NaN" in encoded or b"Infinity" in encoded or _may_overflow(encoded)
+
+
+def _may_overflow(encoded: bytes) -> bool:
     plain = encoded.translate(_DIGITS)
-    if b"NaN" in plain or b"Infinity" in plain:
-        return True
-    return b"e000" in plain or b"e+000" in plain or b"0" * 300 in plain
+    return b"e000" in plain or b"e+000" in plain or (len(plain) >= 300 and _MANY_ZEROS in plain)
+
+
+_MANY_ZEROS = b"0" * 300
 
 
 def _has_non_finite(value: Any) -> bool:

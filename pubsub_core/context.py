@@ -5,6 +5,9 @@ from typing import Any
 
 from pubsub_core.message import Message
 
+CORRELATION_ID = "correlation-id"
+"""The header that messages inherit from the one whose handler published them."""
+
 CURRENT_MESSAGE: ContextVar[Message[Any] | None] = ContextVar("pubsub_current_message", default=None)
 
 

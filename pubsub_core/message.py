@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import MappingProxyType
-from typing import Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
@@ -13,7 +13,7 @@ Source = Literal["publish", "cron", "replay"]
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Message(Generic[T]):
     """One published fact. Immutable; `Message[bytes]` is on its way, `Message[Order]` is decoded.
 
@@ -52,7 +52,7 @@ class SubscriptionKey(NamedTuple):
     group: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Delivery(Generic[T]):
     """One hand-over of a message to a consumer. It stays that consumer's until it is settled or its lease ends.
 
@@ -62,6 +62,27 @@ class Delivery(Generic[T]):
     message: Message[T]
     subscription: SubscriptionKey
     crashes: int = 0
+
+
+# A frozen dataclass sets its fields one by one, through a call each. Of what is made for every message that comes, all
+# are set in one go: a third of the time.
+_new = object.__new__
+_set_message_fields = vars(Message)["__dict__"].__set__
+_set_delivery_fields = vars(Delivery)["__dict__"].__set__
+
+
+def message_of(fields: dict[str, Any]) -> Message[Any]:
+    """Return the message that has these fields: all that a `Message` has, by name. For code on the path of each one."""
+    message: Message[Any] = _new(Message)
+    _set_message_fields(message, fields)
+    return message
+
+
+def delivery_of(message: Message[T], subscription: SubscriptionKey, crashes: int = 0) -> Delivery[T]:
+    """Return a delivery, as `Delivery(...)` does."""
+    delivery: Delivery[T] = _new(Delivery)
+    _set_delivery_fields(delivery, {"message": message, "subscription": subscription, "crashes": crashes})
+    return delivery
 
 
 DeadLetterKind = Literal[

@@ -34,4 +34,6 @@ class Dropped:
     """It expired, and the subscription wants no dead letter of it: done for this group, unseen."""
 
 
+ACKED = Acked()
+
 Outcome = Acked | Retried | DeadLettered | Released | Dropped

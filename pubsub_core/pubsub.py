@@ -23,7 +23,7 @@ from pubsub_core.broker import (
     TopicOptions,
 )
 from pubsub_core.clock import Clock, SystemClock
-from pubsub_core.context import CURRENT_MESSAGE
+from pubsub_core.context import CORRELATION_ID, CURRENT_MESSAGE
 from pubsub_core.cron import CronSpec, EverySpec, Spec
 from pubsub_core.dead_letters import DeadLetters
 from pubsub_core.errors import ConfigurationError, PayloadTooLarge, SubscriptionError, ValidationError
@@ -40,8 +40,6 @@ from pubsub_core.topic import Dedup, Topic
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
-
-CORRELATION_ID = "correlation-id"
 
 
 class PubSub:

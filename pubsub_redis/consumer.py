@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from pubsub_core.broker import MOST_RETAINED, USUAL, Membership, TopicOptions
 from pubsub_core.errors import BrokerError, BrokerFull, BrokerUnavailable, LeaseLost, PubSubError
-from pubsub_core.message import DeadLetterReason, Delivery, SubscriptionKey
+from pubsub_core.message import DeadLetterReason, Delivery, SubscriptionKey, delivery_of
 from pubsub_redis.entry import is_for_another, letter_fields, read_entry
 from pubsub_redis.faults import FOREIGN, is_missing_group, translated
 from pubsub_redis.keys import PARKED, TopicKeys, control_channel, look_key, worker_key, workers_key
@@ -49,6 +49,8 @@ _SCAN = 60.0  # seconds between two looks at the names in the groups, where no w
 _FORGOTTEN_AFTER = 600.0  # seconds for which those who look are reminded of a worker that is silent
 _NO_KEY = -2  # what PTTL says of one
 _MARGIN = 1.0  # seconds that the server would wait longer than we do, if we did not call it off
+
+_PLAIN = [b""]  # what an entry of ours ends with that was simply published
 
 Deliveries = list[Delivery[bytes]]
 
@@ -161,10 +163,14 @@ class RedisConsumer:
             self._is_certain = False  # we were frozen, so others may have these: the next call hands back what is ours
             return []
         # Not earlier: what the server gave us and an error kept from the caller is handed back.
+        key = None
         for one in received:
-            group = self._groups[one.subscription]
-            group.held[_position(one)] = one.message.attempt
-            group.was_used = True
+            if one.subscription is not key:
+                key = one.subscription
+                group = self._groups[key]
+                group.was_used = True
+            message = one.message
+            group.held[message.position] = message.attempt  # type: ignore[index]  # `_delivery` sets it on every one
             if one.crashes:
                 self._crashed[_position(one)] = one.crashes
         if received:
@@ -393,12 +399,16 @@ class RedisConsumer:
                     continue
                 group.newest = entries[-1][0]
                 group.is_hot = len(entries) >= read.count
-                name = group.key.group
-                replayed = [entry_id for entry_id, values in entries if is_for_another(values, name)]
+                key, (topic, name) = group.key, group.key
+                replayed = [
+                    entry_id for entry_id, values in entries if values[-1:] != _PLAIN and is_for_another(values, name)
+                ]
                 if replayed:
                     entries = [one for one in entries if one[0] not in replayed]  # noqa: PLW2901
                     foreign.append((group, replayed))
-                received += [self._delivery(group, entry_id, values, 1, 0) for entry_id, values in entries]
+                received += [
+                    delivery_of(read_entry(topic, name, entry_id, values, 1), key) for entry_id, values in entries
+                ]
         for group, entry_ids in foreign:
             self._pass_over(group, entry_ids)
         if errors and not received:
@@ -410,7 +420,7 @@ class RedisConsumer:
         self, group: _Group, entry_id: bytes, values: list[bytes], attempt: int, crashes: int
     ) -> Delivery[bytes]:
         message = read_entry(group.key.topic, group.key.group, entry_id, values, attempt)
-        return Delivery(message, group.key, crashes)
+        return delivery_of(message, group.key, crashes)
 
     def _check_all(self, replies: Sequence[Any]) -> None:
         """Raise the first error among the replies."""
@@ -606,13 +616,13 @@ class RedisConsumer:
 
     def _forget(self, deliveries: Sequence[Delivery[bytes]], *, settled: bool = False) -> None:
         for one in deliveries:
-            group = self._groups[one.subscription]
-            held = group.held
+            group, message = self._groups[one.subscription], one.message
+            position = _position(one)
             if settled:
-                group.settled.append(_position(one))
-            if held.get(_position(one)) == one.message.attempt:
-                held.pop(_position(one), None)
-                if one.crashes and self._crashed.pop(_position(one), None) is not None:
+                group.settled.append(position)
+            if group.held.get(position) == message.attempt:
+                group.held.pop(position, None)
+                if one.crashes and self._crashed.pop(position, None) is not None:
                     self.wake()  # now another one may be taken
 
     def _call(self, command: Command, what: str) -> Any:

@@ -15,7 +15,7 @@ import pydantic_core
 
 from pubsub_core.broker import DeadLetter
 from pubsub_core.ids import published_at
-from pubsub_core.message import NO_HEADERS, DeadLetterReason, Message, Source, SubscriptionKey
+from pubsub_core.message import NO_HEADERS, DeadLetterReason, Message, Source, SubscriptionKey, message_of
 from pubsub_redis.link import Command
 
 _LETTER_FIELDS = 9
@@ -73,21 +73,23 @@ def read_entry(topic: str, group: str, entry_id: bytes, values: list[bytes], att
     position = entry_id.decode()
     if len(values) == 10 and values[0] == b"id" and values[2] == b"payload" and values[6] == b"headers":
         try:
-            message_id = values[1].decode()
-            source, expires_at, scheduled_for = _read_source(values[9], position) if values[9] else _PUBLISHED
-            return Message(
-                message_id,
-                topic,
-                values[3],
-                _published_at(message_id),
-                values[5][1:].decode() if values[5] else None,
-                _headers(values[7]) if values[7] else NO_HEADERS,
-                attempt,
-                group,
-                source,
-                position,
-                expires_at,
-                scheduled_for,
+            message_id, key, headers, source_words = values[1].decode(), values[5], values[7], values[9]
+            source, expires_at, scheduled_for = _read_source(source_words, position) if source_words else _PUBLISHED
+            return message_of(
+                {
+                    "id": message_id,
+                    "topic": topic,
+                    "payload": values[3],
+                    "published_at": _published_at(message_id),
+                    "key": key[1:].decode() if key else None,
+                    "headers": _headers(headers) if headers else NO_HEADERS,
+                    "attempt": attempt,
+                    "group": group,
+                    "source": source,
+                    "position": position,
+                    "expires_at": expires_at,
+                    "scheduled_for": scheduled_for,
+                }
             )
         except (ValueError, TypeError):
             pass  # it only looks like ours: deliver it as what it is
@@ -121,9 +123,20 @@ def _moment(milliseconds: int) -> datetime:
         return datetime.max.replace(tzinfo=UTC)
 
 
+_latest: tuple[str, datetime] = ("", datetime.fromtimestamp(0, UTC))
+
+
 def _published_at(message_id: str) -> datetime:
-    """Return when a message was made, by its id: one of ours, or that of a replayed entry of another program."""
-    return stored_at(message_id) if _ENTRY_ID.fullmatch(message_id) else published_at(message_id)
+    """Return when a message was made, by its id: one of ours, or that of a replayed entry of another program.
+
+    Messages that come one after the other were often made in the same millisecond: the latest one is remembered.
+    """
+    global _latest  # noqa: PLW0603  # one value, replaced as a whole: any thread may
+    latest, moment = _latest
+    if message_id[:14] != latest or len(message_id) != 36 or message_id[14] != "7":
+        moment = stored_at(message_id) if _ENTRY_ID.fullmatch(message_id) else published_at(message_id)
+        _latest = message_id[:14], moment
+    return moment
 
 
 def stored_at(entry_id: str) -> datetime:

@@ -4,12 +4,14 @@ import logging
 import math
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from time import monotonic
+from types import MappingProxyType
 from typing import Any, assert_never
 
 from pubsub_core.broker import Consumer
-from pubsub_core.context import CURRENT_MESSAGE
+from pubsub_core.context import CORRELATION_ID, CURRENT_MESSAGE
 from pubsub_core.errors import (
     BrokerError,
     CodecError,
@@ -20,9 +22,16 @@ from pubsub_core.errors import (
     Undecodable,
     WorkerError,
 )
-from pubsub_core.message import DeadLetterKind, DeadLetterReason, Delivery, Message, SubscriptionKey
+from pubsub_core.message import (
+    DeadLetterKind,
+    DeadLetterReason,
+    Delivery,
+    Message,
+    delivery_of,
+    message_of,
+)
 from pubsub_core.middleware import HandleMiddleware, HandleNext, chain
-from pubsub_core.outcome import Acked, DeadLettered, Dropped, Outcome, Released, Retried
+from pubsub_core.outcome import ACKED, Acked, DeadLettered, Dropped, Outcome, Released, Retried
 from pubsub_core.subscription import Subscription, Takes
 from pubsub_core.worker.event_loop import EventLoop
 from pubsub_core.worker.settler import Settler
@@ -56,32 +65,27 @@ class Executor:
         self._max_crashes = max_crashes
         self._consumer = consumer
         self._settler = settler
-        self._subscriptions: Mapping[SubscriptionKey, Subscription] = {one.key: one for one in subscriptions}
-        self._calls: Mapping[SubscriptionKey, HandleNext] = {
-            one.key: chain(middleware, _caller(one, loop)) for one in subscriptions
-        }
+        self._plans = {one.key: _plan(one, middleware, loop) for one in subscriptions}
 
     def execute(self, delivery: Delivery[bytes]) -> bool:
         """Handle one delivery, and settle it. Never raises for what a handler or the broker does.
 
         Returns False if the delivery was given up meanwhile, and the calling thread with it: it has been replaced.
         """
-        subscription = self._subscriptions.get(delivery.subscription)
-        if subscription is None or delivery.crashes >= self._max_crashes or self._is_expired(delivery.message):
-            self._settle([delivery], self._refused(delivery, subscription))
+        plan, message = self._plans.get(delivery.subscription), delivery.message
+        if plan is None or delivery.crashes >= self._max_crashes or self._is_expired(message):
+            self._settle([delivery], self._refused(delivery, plan.subscription if plan else None))
             return True
         started = monotonic()
-        timeout = subscription.timeout
-        assert timeout is not None  # noqa: S101  # those of a worker are resolved
-        run = Run(delivery, subscription, started + timeout)
+        run = self._timeouts.run_of(delivery, plan.subscription, started + plan.timeout)
         before = CURRENT_MESSAGE.get()
-        outcome = self._run(run)
+        outcome = self._run(run, plan)
         CURRENT_MESSAGE.set(before)
         if run.is_given_up:
             log.warning("a handler that was given up has ended after all: %s", _of(delivery), extra=_fields(delivery))
             return False
         if log.isEnabledFor(logging.INFO):
-            _log_settled(delivery.message, subscription, outcome, monotonic() - started)
+            _log_settled(message, plan.subscription, outcome, monotonic() - started)
         self._settle([delivery], outcome)
         return True
 
@@ -107,7 +111,7 @@ class Executor:
     def _is_expired(self, message: Message[bytes]) -> bool:
         return message.expires_at is not None and self._broker_time() >= message.expires_at.timestamp()
 
-    def _run(self, run: Run) -> Outcome:
+    def _run(self, run: Run, plan: "_Plan") -> Outcome:
         """Handle the delivery, for as long as its timeout allows.
 
         A HandlerTimeout may arrive at any point between `begin` and `end`, also when the handler is done already.
@@ -117,7 +121,7 @@ class Executor:
         try:
             try:
                 self._timeouts.begin(run)
-                outcome = self._attempt(run)
+                outcome = _attempt(run.delivery, plan)
             except BaseException as raised:  # noqa: BLE001  # sys.exit() in a handler is a failed handler, too
                 error = raised
             self._timeouts.end(run)
@@ -132,22 +136,6 @@ class Executor:
             return outcome or Released()
         assert error is not None  # noqa: S101  # there is no third way to get here
         return _failed(run.delivery.message, run.subscription, error)
-
-    def _attempt(self, run: Run) -> Outcome:
-        """Decode, and call the handler through its middleware. Raises what they raise."""
-        delivery, raw = run.delivery, run.delivery.message
-        try:
-            decoded = _with_payload(raw, run.subscription.handler.codec.decode(raw.payload))
-        except CodecError as error:
-            return DeadLettered(_reason("undecodable" if isinstance(error, Undecodable) else "invalid payload", error))
-        CURRENT_MESSAGE.set(decoded)
-        try:
-            self._calls[delivery.subscription](Delivery(decoded, delivery.subscription, delivery.crashes))
-        except Retry as request:
-            return Retried(request.delay)
-        except Reject as request:
-            return DeadLettered(_reason("rejected", request))
-        return Acked()
 
     def give_up(self, run: Run) -> None:
         """Settle a run that will not stop, as one that failed with HandlerTimeout. Returns at once."""
@@ -190,6 +178,40 @@ class Executor:
             self._settle([delivery], Retried(0.0))
 
 
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What is known of a subscription before any message comes. `call` gets the decoded message, and the delivery."""
+
+    subscription: Subscription
+    timeout: float
+    decode: Callable[[bytes], Any]
+    call: Callable[[Message[Any], Delivery[bytes]], None]
+
+
+def _plan(subscription: Subscription, middleware: Sequence[HandleMiddleware], loop: EventLoop | None) -> _Plan:
+    assert subscription.timeout is not None  # noqa: S101  # those of a worker are resolved
+    last = _caller(subscription, loop)
+    call = _through(chain(middleware, _innermost(last))) if middleware else last
+    return _Plan(subscription, subscription.timeout, subscription.handler.codec.decode, call)
+
+
+def _attempt(delivery: Delivery[bytes], plan: _Plan) -> Outcome:
+    """Decode, and call the handler through its middleware. Raises what they raise."""
+    raw = delivery.message
+    try:
+        decoded = _with_payload(raw, plan.decode(raw.payload))
+    except CodecError as error:
+        return DeadLettered(_reason("undecodable" if isinstance(error, Undecodable) else "invalid payload", error))
+    CURRENT_MESSAGE.set(decoded)
+    try:
+        plan.call(decoded, delivery)
+    except Retry as request:
+        return Retried(request.delay)
+    except Reject as request:
+        return DeadLettered(_reason("rejected", request))
+    return ACKED
+
+
 def _timed_out(run: Run, error: BaseException | None) -> HandlerTimeout:
     """Return the error of a run that was interrupted: the one that was thrown, if the handler let it through."""
     timeout = error if isinstance(error, HandlerTimeout) else HandlerTimeout().with_traceback(None)
@@ -202,7 +224,9 @@ def _timed_out(run: Run, error: BaseException | None) -> HandlerTimeout:
     return timeout
 
 
-def _caller(subscription: Subscription, loop: EventLoop | None) -> HandleNext:
+def _caller(
+    subscription: Subscription, loop: EventLoop | None
+) -> Callable[[Message[Any], Delivery[bytes] | None], None]:
     """Return what calls the handler the way its signature wants it."""
     handler = subscription.handler
     function = handler.function
@@ -210,34 +234,38 @@ def _caller(subscription: Subscription, loop: EventLoop | None) -> HandleNext:
         assert loop is not None  # noqa: S101  # the worker makes one if any handler is async
         function = loop.wrap(function)
 
-    def with_message(delivery: Delivery[Any]) -> None:
-        function(delivery.message)
+    def with_message(message: Message[Any], _: object) -> None:
+        function(message)
 
-    def with_payload(delivery: Delivery[Any]) -> None:
-        function(delivery.message.payload)
+    def with_payload(message: Message[Any], _: object) -> None:
+        function(message.payload)
 
-    def with_nothing(_: Delivery[Any]) -> None:
+    def with_nothing(_: object, __: object) -> None:
         function()
 
     return {Takes.MESSAGE: with_message, Takes.PAYLOAD: with_payload, Takes.NOTHING: with_nothing}[handler.takes]
 
 
+def _innermost(call: Callable[[Message[Any], None], None]) -> HandleNext:
+    """Return what stands at the end of the middleware."""
+    return lambda delivery: call(delivery.message, None)
+
+
+def _through(first: HandleNext) -> Callable[[Message[Any], Delivery[bytes]], None]:
+    """Return what calls the first middleware."""
+
+    def call(message: Message[Any], delivery: Delivery[bytes]) -> None:
+        first(delivery_of(message, delivery.subscription, delivery.crashes))
+
+    return call
+
+
 def _with_payload(raw: Message[bytes], payload: Any) -> Message[Any]:
-    headers = raw.headers or {"correlation-id": raw.id}
-    return Message(
-        raw.id,
-        raw.topic,
-        payload,
-        raw.published_at,
-        raw.key,
-        headers if "correlation-id" in headers else {**headers, "correlation-id": raw.id},
-        raw.attempt,
-        raw.group,
-        raw.source,
-        raw.position,
-        raw.expires_at,
-        raw.scheduled_for,
-    )
+    """Return the message as its handler gets it: decoded, and always with a correlation id."""
+    headers = raw.headers
+    if CORRELATION_ID not in headers:
+        headers = MappingProxyType({**headers, CORRELATION_ID: raw.id})
+    return message_of({**vars(raw), "payload": payload, "headers": headers})
 
 
 def _failed(message: Message[bytes], subscription: Subscription, error: BaseException) -> Outcome:

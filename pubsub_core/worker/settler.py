@@ -3,7 +3,9 @@
 import logging
 import random
 import threading
+from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from time import monotonic
 
 from pubsub_core.broker import Consumer
@@ -30,7 +32,8 @@ class Settler:
         self._consumer = consumer
         self._outage = outage
         self._lock = threading.Lock()
-        self._done: list[Delivery[bytes]] = []
+        self._done: deque[Delivery[bytes]] = deque()  # its own methods need no lock
+        self._takes = 0
         self._again: list[Callable[[], None]] = []
         self._has_work = threading.Event()
         self._is_stopping = threading.Event()
@@ -43,22 +46,24 @@ class Settler:
 
     def ack(self, delivery: Delivery[bytes]) -> None:
         """Have it acknowledged soon."""
-        with self._lock:
-            self._done.append(delivery)
+        self._done.append(delivery)
         if not self._has_work.is_set():
             self._has_work.set()
 
     def take(self) -> list[Delivery[bytes]]:
         """Return what waits to be acknowledged; who takes it sees to it, or gives it back."""
-        with self._lock:
-            done, self._done = self._done, []
-        return done
+        self._takes += 1
+        done = self._done
+        taken = []
+        with suppress(IndexError):  # another thread may take, too
+            for _ in range(len(done)):
+                taken.append(done.popleft())  # one that fails half way must keep what it has
+        return taken
 
     def give_back(self, done: list[Delivery[bytes]]) -> None:
         """Take back what could not be acknowledged for certain: repeating it does no harm."""
         if done:
-            with self._lock:
-                self._done = done + self._done
+            self._done.extendleft(reversed(done))
             self._has_work.set()
 
     def try_again(self, settle: Callable[[], None], error: BrokerError) -> None:
@@ -96,7 +101,10 @@ class Settler:
         pause = _GROUP_SECONDS
         while True:
             self._has_work.wait()
+            takes = self._takes
             self._is_stopping.wait(pause)
+            if takes != self._takes and not (self._again or self._is_stopping.is_set()):
+                continue  # the reads take them along: what waits now is younger than that
             self._has_work.clear()
             pause = _GROUP_SECONDS if self._flush() else min(_MAX_PAUSE, max(0.05, pause * 2)) * random.uniform(0.5, 1)
             if self._is_stopping.is_set():

@@ -32,9 +32,10 @@ Cancel = Callable[[], None]
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """One handler at work on a thread. The flags only ever become true; `lock` guards them.
+    """One handler at work on a thread. `lock` guards the flags.
 
-    `put_off` is for how many seconds its interruption was put off.
+    A thread uses the same one again for what it handles next, as long as nothing interrupted it: from then on the flags
+    only ever become true. `put_off` is for how many seconds its interruption was put off.
     """
 
     delivery: Delivery[bytes]
@@ -44,7 +45,7 @@ class Run:
     cancel: Cancel | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
     put_off: float = 0.0
-    is_finished: bool = False
+    is_finished: bool = True
     is_interrupted: bool = False
     is_given_up: bool = False
 
@@ -79,10 +80,21 @@ class Timeouts:
         if self.thread.ident is not None:
             self.thread.join()
 
+    def run_of(self, delivery: Delivery[bytes], subscription: Subscription, deadline: float) -> Run:
+        """Return the run of a delivery on the calling thread, not yet begun."""
+        run: Run | None = getattr(self._here, "run", None)
+        if run is None or run.is_interrupted:
+            self._here.run = run = Run(delivery, subscription, deadline)
+            self._runs.add(run)
+        else:
+            with run.lock:
+                run.delivery, run.subscription, run.deadline, run.put_off = delivery, subscription, deadline, 0.0
+        return run
+
     def begin(self, run: Run) -> None:
         """Watch a run that starts now, on the calling thread. From here on a HandlerTimeout may arrive."""
-        self._here.run = run
-        self._runs.add(run)
+        with run.lock:
+            run.is_finished = False
         if run.deadline < self._wakes_at:
             self._is_wanted_earlier.set()
 
@@ -102,14 +114,15 @@ class Timeouts:
             run.is_finished = True
         if run.is_interrupted:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(run.thread), None)
-        self._runs.discard(run)
-        self._here.run = None
+            self._runs.discard(run)
 
     def _watch(self) -> None:
         while not self._is_stopping:
             self._wakes_at = 0.0  # who begins while we look needs not wake us: it is seen here, or by the next look
             self._wakes_at = wakes_at = self._look(monotonic())
-            if any(not run.is_interrupted and run.deadline < wakes_at for run in self._runs.copy()):
+            if any(
+                not (run.is_finished or run.is_interrupted) and run.deadline < wakes_at for run in self._runs.copy()
+            ):
                 continue
             self._is_wanted_earlier.wait(max(0.0, wakes_at - monotonic()))
             self._is_wanted_earlier.clear()  # before both looks: at `_is_stopping`, and at the runs
@@ -118,34 +131,38 @@ class Timeouts:
         """Interrupt and give up what has to be; return when to look again."""
         wakes_at = now + _LONGEST_SLEEP
         for run in self._runs.copy():
+            if run.is_finished:
+                continue
             if run.is_interrupted:
                 until = run.deadline + self._grace
                 if now >= until:
                     self._end_watch(run)
                     continue
             elif now >= run.deadline:
-                is_done = self._interrupt(run)
-                run.deadline = now if is_done else now + _SOON
-                until = run.deadline + (self._grace if is_done else 0.0)
+                until = self._interrupt(run, now)
             else:
                 until = run.deadline
             wakes_at = min(wakes_at, until)
         return wakes_at
 
-    def _interrupt(self, run: Run) -> bool:
-        """Interrupt a run, unless that would be harmful just now; tell which."""
+    def _interrupt(self, run: Run, now: float) -> float:
+        """Interrupt a run, unless that would be harmful just now, or it is another one by now; return when to look
+        again.
+        """
         with run.lock:
-            if run.is_finished:
-                return True
+            if run.is_finished or now < run.deadline:
+                return run.deadline
             if run.cancel is None and run.put_off < self._grace and _is_taking_a_lock(run.thread):
                 run.put_off += _SOON
-                return False
+                run.deadline = now + _SOON
+                return run.deadline
             run.is_interrupted = True
+            run.deadline = now
             if run.cancel is not None:
                 run.cancel()
             else:
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(run.thread), ctypes.py_object(HandlerTimeout))
-        return True
+        return now + self._grace
 
     def _end_watch(self, run: Run) -> None:
         with run.lock:
