@@ -1,6 +1,7 @@
 """One worker process, forked by the supervisor: it loads the application, works, and drains when it is told to."""
 
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -52,6 +53,8 @@ def run_child(load: LoadTarget, options: WorkerOptions, pipe: socket.socket) -> 
         traceback.print_exc()
         print(f"pubsub: {options.target!r} could not be loaded, see above", file=sys.stderr)
         return USAGE
+    gc.collect()
+    gc.freeze()  # what was imported stays: without it the collector would look at all of it again and again
     settings = worker.settings
     _send(
         pipe,

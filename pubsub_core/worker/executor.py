@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any, assert_never
 
 from pubsub_core.broker import Consumer
-from pubsub_core.context import CORRELATION_ID, CURRENT_MESSAGE
+from pubsub_core.context import CORRELATION_ID, CURRENT_MESSAGE, OnlyCorrelation
 from pubsub_core.errors import (
     BrokerError,
     CodecError,
@@ -73,7 +73,11 @@ class Executor:
         Returns False if the delivery was given up meanwhile, and the calling thread with it: it has been replaced.
         """
         plan, message = self._plans.get(delivery.subscription), delivery.message
-        if plan is None or delivery.crashes >= self._max_crashes or self._is_expired(message):
+        if (
+            plan is None
+            or delivery.crashes >= self._max_crashes
+            or (message.expires_at is not None and self._broker_time() >= message.expires_at.timestamp())
+        ):
             self._settle([delivery], self._refused(delivery, plan.subscription if plan else None))
             return True
         started = monotonic()
@@ -107,9 +111,6 @@ class Executor:
             reason = DeadLetterReason("expired", detail=f"it was to be handled before {expires_at.isoformat()}")
         log.error("dead-lettered (%s: %s): %s", reason.kind, reason.detail, _of(delivery), extra=_fields(delivery))
         return DeadLettered(reason)
-
-    def _is_expired(self, message: Message[bytes]) -> bool:
-        return message.expires_at is not None and self._broker_time() >= message.expires_at.timestamp()
 
     def _run(self, run: Run, plan: "_Plan") -> Outcome:
         """Handle the delivery, for as long as its timeout allows.
@@ -263,7 +264,9 @@ def _through(first: HandleNext) -> Callable[[Message[Any], Delivery[bytes]], Non
 def _with_payload(raw: Message[bytes], payload: Any) -> Message[Any]:
     """Return the message as its handler gets it: decoded, and always with a correlation id."""
     headers = raw.headers
-    if CORRELATION_ID not in headers:
+    if not headers:
+        headers = OnlyCorrelation(raw.id)
+    elif CORRELATION_ID not in headers:
         headers = MappingProxyType({**headers, CORRELATION_ID: raw.id})
     return message_of({**vars(raw), "payload": payload, "headers": headers})
 

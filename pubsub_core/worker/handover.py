@@ -57,13 +57,22 @@ class Handover:
         self._is_led = False
         self._is_stopped = False
 
-    def next(self) -> Delivery[bytes] | None:
+    def next(self, done: Delivery[bytes] | None = None, seconds: float = 0.0) -> Delivery[bytes] | None:
         """Return a delivery to handle, reading if nobody does and nothing waits. Blocks; None when all is over.
 
-        Whoever gets one calls `finished` with it afterwards.
+        Whoever gets one brings it back by the next call, with the seconds that it took, or by `finished`.
         """
+        may_wake = False
         while True:
+            if may_wake:
+                self._wake()  # who reads did not ask for this subscription: it may now
+                may_wake = False
             with self._lock:
+                if done is not None:
+                    may_wake = self._note_finished(done, seconds)
+                    done = None
+                    if may_wake:
+                        continue
                 while True:
                     if self._is_stopped:
                         return None
@@ -112,14 +121,18 @@ class Handover:
     def finished(self, delivery: Delivery[bytes], seconds: float) -> None:
         """Note that a handler is done with what `next` returned."""
         with self._lock:
-            line = self._lines.get(delivery.subscription, self._unasked)
-            self._running.pop(id(delivery), None)
-            line.running -= 1
-            pace = line.pace
-            line.pace = seconds if pace is None else pace + _WEIGHT * (seconds - pace)
-            may_wake = line.concurrency is not None and line.in_hand == line.concurrency - 1 and self._is_led
+            may_wake = self._note_finished(delivery, seconds)
         if may_wake:
-            self._wake()  # who reads did not ask for this subscription: it may now
+            self._wake()
+
+    def _note_finished(self, delivery: Delivery[bytes], seconds: float) -> bool:
+        """Note it, and tell whether to wake who reads: it did not ask for this subscription, and now it may."""
+        line = self._lines.get(delivery.subscription, self._unasked)
+        self._running.pop(id(delivery), None)
+        line.running -= 1
+        pace = line.pace
+        line.pace = seconds if pace is None else pace + _WEIGHT * (seconds - pace)
+        return line.concurrency is not None and line.in_hand == line.concurrency - 1 and self._is_led
 
     def _credit(self) -> Credit:
         """Return how many of each subscription to ask for: what the threads will soon start, and no more."""

@@ -170,11 +170,12 @@ class Worker:
 
     def _handle(self) -> None:
         """Handle deliveries until there are no more to be had."""
-        while (delivery := self._handover.next()) is not None:
+        delivery = self._handover.next()
+        while delivery is not None:
             started = monotonic()
             if not self._executor.execute(delivery):
                 return
-            self._handover.finished(delivery, monotonic() - started)
+            delivery = self._handover.next(delivery, monotonic() - started)
         self._executor.release(self._handover.stop())  # what a read brought while it was stopped
 
     def _give_up(self, run: Run) -> None:

@@ -86,15 +86,13 @@ class Timeouts:
         if run is None or run.is_interrupted:
             self._here.run = run = Run(delivery, subscription, deadline)
             self._runs.add(run)
-        else:
-            with run.lock:
-                run.delivery, run.subscription, run.deadline, run.put_off = delivery, subscription, deadline, 0.0
+        else:  # no lock: nobody looks at one that is finished
+            run.delivery, run.subscription, run.deadline, run.put_off = delivery, subscription, deadline, 0.0
         return run
 
     def begin(self, run: Run) -> None:
         """Watch a run that starts now, on the calling thread. From here on a HandlerTimeout may arrive."""
-        with run.lock:
-            run.is_finished = False
+        run.is_finished = False  # no lock: who looks sees its deadline too, which was set before
         if run.deadline < self._wakes_at:
             self._is_wanted_earlier.set()
 
