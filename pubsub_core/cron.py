@@ -33,8 +33,8 @@ _PROBE = datetime(2030, 1, 1, tzinfo=UTC).timestamp()
 # A wildcard time that falls into this many clock changes in a row falls into every one.
 _GAPS_IN_A_ROW = 500
 
-# Below this the sums of floats that a tick is would run into each other.
-_SHORTEST_INTERVAL = 0.001
+# Multiples of less could be equal as floats; those of more could be later than any date.
+_SHORTEST_INTERVAL, _LONGEST_INTERVAL = 0.001, 1e10
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,8 @@ class CronSpec:
 
     `tz` is the IANA name of a time zone. Where its clocks change, Debian's rule decides:
 
-    - Minute and hour both begin with something else than `*`: the times are fixed. One that the clocks skip fires
-      at the first instant after the gap, once, however many were skipped. One that they show twice fires the first
+    - Neither minute nor hour begins with `*`: the times are fixed. One that the clocks skip fires at the first instant
+      after the gap, once, however many were skipped. One that they show twice fires the first time.
     - Minute or hour begins with `*`: the pace is kept. It fires at every instant whose local time fits: in both
       passes of a repeated hour, and not for times that no clock shows.
     """
@@ -86,26 +86,25 @@ class CronSpec:
 
     @property
     def key(self) -> str:
-        """A text that is the same for the same schedule, however it was spelled, and stays so over versions."""
+        """A text that tells schedules apart, now and in later versions. Aliases, case and spaces make no difference."""
         return f"cron {' '.join(self._plan.fields)} {self.tz}"
 
     def __str__(self) -> str:
         """As it was written, with its zone."""
-        return f"{self.expression} {self.tz}"
+        return f"{' '.join(self.expression.split())} {self.tz}"
 
     # Fixed times. `_instant` never falls while local times rise, so the first local time after now has the next tick.
 
     def _next_fixed(self, now: int) -> int:
-        local, repeated = self._read(now)
-        if repeated:  # All that this pass shows has had its instant in the first one.
-            local = self._change(local).until - 1
-        return self._instant(self._plan.first_after(local))
+        return self._instant(self._plan.first_after(self._shown_until(now)))
 
     def _latest_fixed(self, now: int) -> int:
-        local, repeated = self._read(now)
-        if repeated:
-            local = self._change(local).until - 1
-        return self._instant(self._plan.last_until(local))
+        return self._instant(self._plan.last_until(self._shown_until(now)))
+
+    def _shown_until(self, now: int) -> int:
+        """Return the latest local time that clocks have shown: all of a repeated stretch, once they are back in it."""
+        local, is_repeated = self._read(now)
+        return self._change(local).until - 1 if is_repeated else local
 
     def _instant(self, local: int) -> int:
         """When a fixed local time has its tick: the first time that clocks show it, or when they have skipped it."""
@@ -115,15 +114,15 @@ class CronSpec:
     # Kept pace. A clock change is one of two things on the way: a gap, or a stretch of local times to walk twice.
 
     def _next_paced(self, now: int) -> int:
-        local, repeated = self._read(now)
+        local, is_repeated = self._read(now)
         found = self._plan.first_after(local)
         before, after = self._offsets(local)
         if before > after:
             change = self._change(local)
-            if not repeated and found >= change.until:
+            if not is_repeated and found >= change.until:
                 found = self._plan.first_after(change.since - 1)
-                repeated = found < change.until
-            if repeated and found < change.until:
+                is_repeated = True
+            if is_repeated and found < change.until:
                 return found - after
         for _ in range(_GAPS_IN_A_ROW):
             before, after = self._offsets(found)
@@ -133,16 +132,16 @@ class CronSpec:
         raise _NeverFiresError
 
     def _latest_paced(self, now: int) -> int:
-        local, repeated = self._read(now)
+        local, is_repeated = self._read(now)
         found = self._plan.last_until(local)
         before, after = self._offsets(local)
         if before > after:
             change = self._change(local)
-            if repeated and found < change.since:
+            if is_repeated and found < change.since:
                 found = self._plan.last_until(change.until - 1)
-                repeated = False
+                is_repeated = False
             if found >= change.since:
-                return found - (after if repeated else before)
+                return found - (after if is_repeated else before)
         for _ in range(_GAPS_IN_A_ROW):
             before, after = self._offsets(found)
             if before >= after:
@@ -185,9 +184,10 @@ class EverySpec:
     def __post_init__(self) -> None:
         """Refuse what is no length of time."""
         is_number = isinstance(self.seconds, int | float) and not isinstance(self.seconds, bool)
-        if not is_number or not _SHORTEST_INTERVAL <= self.seconds < math.inf:
+        if not is_number or not _SHORTEST_INTERVAL <= self.seconds <= _LONGEST_INTERVAL:
             raise ConfigurationError(
-                f"an interval of {self.seconds!r} s cannot be: it is a finite number, {_SHORTEST_INTERVAL} or more"
+                f"an interval of {self.seconds!r} s cannot be: it is a number of seconds from {_SHORTEST_INTERVAL:g} "
+                f"to {_LONGEST_INTERVAL:g}"
             )
         object.__setattr__(self, "seconds", float(self.seconds))
 
@@ -210,7 +210,7 @@ class EverySpec:
 
     @property
     def key(self) -> str:
-        """A text that is the same for the same schedule, and stays so over versions."""
+        """A text that tells schedules apart, now and in later versions."""
         return f"every {self.seconds!r}"
 
     def __str__(self) -> str:
