@@ -1,7 +1,6 @@
 """Between payloads and bytes: JSON by pydantic, NaN and infinities refused both ways."""
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, Generic, Protocol, TypeVar
@@ -13,9 +12,6 @@ from pydantic import BaseModel, TypeAdapter
 from pubsub_core.errors import ConfigurationError, InvalidPayload, Undecodable, ValidationError
 
 T = TypeVar("T")
-
-# Where one of these stands in the JSON, a NaN or an infinity may have been behind it: pydantic writes "null" for them.
-_MAY_BE_NON_FINITE = re.compile(rb"null|NaN|Infinity")
 
 # A number too large for a float is read as an infinity. Every digit becomes "0", so that a plain search finds one.
 _DIGITS = bytes.maketrans(b"123456789E", b"000000000e")
@@ -47,7 +43,7 @@ class UntypedJson:
             raise ValidationError(f"the payload cannot be written as JSON: {error}") from None
         except (ValueError, RecursionError) as error:
             raise ValidationError(f"the payload cannot be written as JSON: {type(error).__name__}") from None
-        if _MAY_BE_NON_FINITE.search(encoded) and _has_non_finite(payload):
+        if _may_hide_non_finite(encoded) and _has_non_finite(payload):
             raise ValidationError(f"the payload cannot be written as JSON: {_NOT_FINITE}")
         return encoded
 
@@ -115,7 +111,7 @@ class TypedJson(Generic[T]):
             ) from None
         except (ValueError, RecursionError) as error:
             raise ValidationError(f"the payload cannot be written as JSON: {type(error).__name__}") from None
-        if _MAY_BE_NON_FINITE.search(encoded) and _has_non_finite(payload):
+        if _may_hide_non_finite(encoded) and _has_non_finite(payload):
             raise ValidationError(f"the payload cannot be written as JSON: {_NOT_FINITE}")
         return encoded
 
@@ -167,6 +163,11 @@ def _kinds(error: pydantic.ValidationError) -> list[str]:
 def _in_words(problems: tuple[tuple[str, str], ...]) -> str:
     shown = [f"{where}: {what}" if where else what for where, what in problems[:5]]
     return "; ".join(shown) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+
+
+def _may_hide_non_finite(written: bytes) -> bool:
+    """Whether a NaN or an infinity may have been behind the JSON: pydantic writes "null" for some of them."""
+    return b"null" in written or b"NaN" in written or b"Infinity" in written
 
 
 def _may_read_as_non_finite(encoded: bytes) -> bool:

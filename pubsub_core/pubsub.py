@@ -28,7 +28,7 @@ from pubsub_core.cron import CronSpec, EverySpec, Spec
 from pubsub_core.dead_letters import DeadLetters
 from pubsub_core.errors import ConfigurationError, PayloadTooLarge, SubscriptionError, ValidationError
 from pubsub_core.ids import published_at
-from pubsub_core.message import NO_HEADERS, Message, SubscriptionKey
+from pubsub_core.message import NO_HEADERS, Message, SubscriptionKey, message_of
 from pubsub_core.middleware import HandleMiddleware, PublishMiddleware, chain
 from pubsub_core.names import check_name, did_you_mean, is_name
 from pubsub_core.retry import ExponentialBackoff, RetryPolicy
@@ -381,10 +381,22 @@ class PubSub:
             id, now = runtime.make_id(), datetime.fromtimestamp(runtime.clock.time(), UTC)
         else:
             now = _moment_of(name, id)
-        if expires is None:
-            return Message(id, name, payload, now, key, checked_headers)
-        expires_at = _moment_after(now, _checked_seconds(name, "expires", expires))
-        return Message(id, name, payload, now, key, checked_headers, expires_at=expires_at)
+        return message_of(
+            {
+                "id": id,
+                "topic": name,
+                "payload": payload,
+                "published_at": now,
+                "key": key,
+                "headers": checked_headers,
+                "attempt": 1,
+                "group": None,
+                "source": "publish",
+                "position": None,
+                "expires_at": None if expires is None else _expiry(name, now, expires),
+                "scheduled_for": None,
+            }
+        )
 
     def scheduled_message(self, schedule: Schedule, tick: float) -> Message[bytes] | None:
         """Return the message of a tick, through the publish middleware; None if that keeps it back."""
@@ -407,17 +419,7 @@ class PubSub:
                 f"nothing was published to {message.topic!r}: the payload is {len(encoded):,} bytes, more than "
                 f"PUBSUB_MAX_PAYLOAD={runtime.settings.max_payload:,}. Raise it, or publish where the payload is kept"
             )
-        return Message(
-            message.id,
-            message.topic,
-            encoded,
-            message.published_at,
-            message.key,
-            message.headers,
-            source=message.source,
-            expires_at=message.expires_at,
-            scheduled_for=message.scheduled_for,
-        )
+        return message_of({**vars(message), "payload": encoded})
 
     # Looking, and mending
 
@@ -623,7 +625,8 @@ def _checked_seconds(topic: str, name: str, time: object, least: float = 0.0) ->
     return float(seconds)
 
 
-def _moment_after(now: datetime, seconds: float) -> datetime:
+def _expiry(topic: str, now: datetime, expires: float | timedelta) -> datetime:
+    seconds = _checked_seconds(topic, "expires", expires)
     try:
         return now + timedelta(seconds=seconds)
     except OverflowError:

@@ -28,6 +28,25 @@ def add_command(stream: str, message: Message[bytes]) -> Command:
     return ("XADD", stream, "*", *entry_fields(message))
 
 
+def packed_add(stream: bytes, message: Message[bytes]) -> bytes:
+    """Return the XADD of a message as it goes over the wire (RESP): `add_command`, packed."""
+    message_id, payload, key, headers, source = map(_as_bytes, entry_values(message))
+    return _ADD % (
+        len(stream), stream, len(message_id), message_id, len(payload), payload, len(key), key, len(headers), headers,
+        len(source), source,
+    )  # fmt: skip
+
+
+def _as_bytes(text: str | bytes) -> bytes:
+    return text.encode() if isinstance(text, str) else text
+
+
+_ADD = (
+    b"*13\r\n$4\r\nXADD\r\n$%d\r\n%b\r\n$1\r\n*\r\n$2\r\nid\r\n$%d\r\n%b\r\n$7\r\npayload\r\n$%d\r\n%b\r\n"
+    b"$3\r\nkey\r\n$%d\r\n%b\r\n$7\r\nheaders\r\n$%d\r\n%b\r\n$6\r\nsource\r\n$%d\r\n%b\r\n"
+)
+
+
 def entry_fields(message: Message[bytes], only: str | None = None) -> tuple[str | bytes, ...]:
     """Return the names and values of a message's entry. All groups but `only` pass over it, if that is given."""
     message_id, payload, key, headers, source = entry_values(message, only)

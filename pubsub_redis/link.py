@@ -15,6 +15,7 @@ from typing import Any
 
 import hiredis
 import redis.exceptions as theirs
+from redis._parsers.hiredis import NOT_ENOUGH_DATA
 
 from pubsub_core.broker import Durability
 from pubsub_core.errors import BrokerError
@@ -134,8 +135,11 @@ class Link:
 
     def send(self, commands: Sequence[Command]) -> None:
         """Send the commands in one go."""
-        packed = b"".join(map(_pack, commands))
-        self._unread += len(commands)
+        self.send_packed(b"".join(map(_pack, commands)), len(commands))
+
+    def send_packed(self, packed: bytes, count: int) -> None:
+        """Send so many commands that are packed already."""
+        self._unread += count
         self._connection.send_packed_command([packed], check_health=False)
 
     def read(self) -> Any:
@@ -147,6 +151,21 @@ class Link:
         if self._unread:  # what a subscription brings was not asked for
             self._unread -= 1
         return reply
+
+    def read_many(self, count: int) -> list[Any]:
+        """Read so many replies, as `read` does each. What has come with others is taken from the parser at once."""
+        replies: list[Any] = []
+        while len(replies) < count:
+            replies.append(self.read())
+            reader = getattr(self._connection._parser, "_reader", None)  # noqa: SLF001  # without it, one by one
+            if reader is None:
+                continue
+            while len(replies) < count and (reply := reader.gets()) is not NOT_ENOUGH_DATA:
+                self._unread -= 1
+                if isinstance(reply, theirs.ConnectionError):
+                    raise reply
+                replies.append(reply)
+        return replies
 
     def has_more(self) -> bool:
         """Whether a reply, or a part of one, is waiting to be read."""
@@ -160,7 +179,7 @@ class Link:
         self.open()
         try:
             self.send(commands)
-            replies = [self.read() for _ in commands]
+            replies = self.read_many(len(commands))
             for index, reply in enumerate(replies):
                 if isinstance(reply, theirs.NoScriptError):
                     replies[index] = self._ask_with_source(commands[index])
