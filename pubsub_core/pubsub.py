@@ -14,6 +14,7 @@ from pubsub_core.backends import masked
 from pubsub_core.broker import IN_MEMORY, USUAL, Durability, Inspector, Overflow, Start, TopicOptions
 from pubsub_core.clock import Clock, SystemClock
 from pubsub_core.context import CURRENT_MESSAGE
+from pubsub_core.cron import CronSpec
 from pubsub_core.dead_letters import DeadLetters
 from pubsub_core.errors import ConfigurationError, PayloadTooLarge, SubscriptionError, ValidationError
 from pubsub_core.ids import published_at
@@ -22,7 +23,7 @@ from pubsub_core.middleware import HandleMiddleware, PublishMiddleware, chain
 from pubsub_core.names import check_name, did_you_mean, is_name
 from pubsub_core.retry import ExponentialBackoff, RetryPolicy
 from pubsub_core.runtime import Runtime
-from pubsub_core.schedule import CronSpec, Schedule
+from pubsub_core.schedule import Schedule
 from pubsub_core.settings import Settings, keyword_layer, parse_durability
 from pubsub_core.subscription import Handler, Subscription, inspect_handler
 from pubsub_core.topic import Topic
