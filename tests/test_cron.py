@@ -210,11 +210,11 @@ def test_ticks_around_a_clock_change_are_those_found_by_looking_at_every_minute(
     expected = by_looking(expression, zone, start, end)
 
     forward, moment = [], spec.next_after(start - 1)
-    while moment < end:
+    while moment < end and len(forward) <= len(expected):
         forward.append(moment)
         moment = spec.next_after(moment)
     backward, moment = [], spec.latest_until(end - 1)
-    while moment >= start:
+    while moment >= start and len(backward) <= len(expected):
         backward.append(moment)
         moment = spec.latest_until(moment - 1)
 
@@ -420,10 +420,10 @@ def test_latest_wildcard_time(expression: str, until: str, expected: str) -> Non
 
 def test_pace_is_even_over_a_year_of_clock_changes() -> None:
     spec = CronSpec("30 * * * *", BERLIN)
-    moment, end = at("2026-01-01T00:30+01:00"), at("2027-01-01T00:30+01:00")
+    moment = at("2026-01-01T00:30+01:00")
 
     gaps = set()
-    while moment < end:
+    for _ in range(365 * 24):
         moment, before = spec.next_after(moment), moment
         gaps.add(moment - before)
 
