@@ -37,6 +37,7 @@ from pubsub_core.schedule import Missed, Schedule
 from pubsub_core.settings import Settings, keyword_layer, parse_durability
 from pubsub_core.subscription import Expired, Handler, Subscription, inspect_handler
 from pubsub_core.topic import Dedup, Topic
+from pubsub_core.versions import checked_version
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -80,6 +81,7 @@ class PubSub:
         max_backlog: int | None = None,
         overflow: Overflow = "reject",
         durability: str | None = None,
+        version: int | None = None,
     ) -> Topic[T]: ...
     @overload
     def topic(
@@ -92,6 +94,7 @@ class PubSub:
         max_backlog: int | None = None,
         overflow: Overflow = "reject",
         durability: str | None = None,
+        version: int | None = None,
     ) -> Topic[Any]: ...
     def topic(
         self,
@@ -103,6 +106,7 @@ class PubSub:
         max_backlog: int | None = None,
         overflow: Overflow = "reject",
         durability: str | None = None,
+        version: int | None = None,
     ) -> Topic[Any]:
         """Return the topic of that name, declaring it the first time.
 
@@ -111,20 +115,24 @@ class PubSub:
         for which messages are kept that every group has settled (`PUBSUB_RETENTION`). A topic with `max_backlog` never
         holds more messages than that: what every group has settled gives way first, then `overflow` decides: "reject"
         has the publish raise BrokerFull, "drop_oldest" deletes the oldest messages, handled or not. `durability` is
-        what its publishes wait for, see `publish`. Naming the topic again is fine as long as nothing contradicts; else
-        ConfigurationError.
+        what its publishes wait for, see `publish`. `version` is that of the schema, 1 unless it is said: raise it with
+        a change that breaks readers, and see `Topic.upcast`. Naming the topic again is fine as long as nothing
+        contradicts; else ConfigurationError.
         """
         check_name("topic", name, "For a stream of another key name, give the topic a name and pass stream=")
         known = self._topics.get(name)
         options = _topic_options(name, stream, retention, max_backlog, overflow, is_new=known is None)
         asked = None if durability is None else parse_durability(durability)
         if known is None:
-            known = self._topics[name] = Topic(self, name, schema, options, asked)
+            known = self._topics[name] = Topic(
+                self, name, schema, options, asked, version=checked_version(name, version)
+            )
             if options != USUAL:
                 self._topic_options[name] = options
         elif (
-            (schema is not None and schema is not known.schema)
+            (schema is not None and schema != known.schema)
             or (asked is not None and asked != known.durability)
+            or (version is not None and checked_version(name, version) != known.version)
             or _contradicts(options, known.options)
         ):
             raise ConfigurationError(
@@ -172,6 +180,7 @@ class PubSub:
                     concurrency,
                     start,
                     drops_expired=expired == "drop",
+                    versions=declared.versions,
                 )
             )
             return function
@@ -242,7 +251,16 @@ class PubSub:
             handler = inspect_handler(function, None, names, may_take_nothing=True)
             topic = self.topic(name or handler.name)
             self._add(
-                Subscription(topic.name, group, handler, retry or ExponentialBackoff(), timeout, concurrency, "latest")
+                Subscription(
+                    topic.name,
+                    group,
+                    handler,
+                    retry or ExponentialBackoff(),
+                    timeout,
+                    concurrency,
+                    "latest",
+                    versions=topic.versions,
+                )
             )
             self._schedules[topic.name] = Schedule(topic.name, topic.name, spec, missed)
             return function
@@ -398,8 +416,9 @@ class PubSub:
         return made[0] if made else None
 
     def _encoded(self, runtime: Runtime, message: Message[Any]) -> Message[bytes]:
+        topic = self._topics[message.topic]
         try:
-            encoded = self._topics[message.topic].codec.encode(message.payload)
+            encoded = topic.codec.encode(message.payload)
         except ValidationError as error:
             raise ValidationError(f"nothing was published to {message.topic!r}: {error}", error.errors) from None
         if len(encoded) > runtime.settings.max_payload:
@@ -413,7 +432,7 @@ class PubSub:
             encoded,
             message.published_at,
             message.key,
-            message.headers,
+            topic.versions.stamped(message.headers),
             source=message.source,
             expires_at=message.expires_at,
             scheduled_for=message.scheduled_for,
@@ -461,12 +480,14 @@ class PubSub:
         """Return the subscriptions with their groups and timeouts resolved, in the order of declaring.
 
         Raises SubscriptionError if the default group makes two of them the same, and ConfigurationError if a payload's
-        type names what is still not defined.
+        type names what is still not defined, or an upcast from an earlier version is missing.
         """
         settings = self.settings
         resolved: dict[tuple[str, str], Subscription] = {}
         for one in self._subscriptions.values():
             one.handler.codec.check()
+            if one.versions is not None:
+                one.versions.check()
             group = one.group or settings.group
             other = resolved.get((one.topic, group))
             if other is not None:

@@ -13,6 +13,7 @@ from pubsub_core.broker import Membership, Start
 from pubsub_core.errors import ConfigurationError, SubscriptionError
 from pubsub_core.message import Message, SubscriptionKey
 from pubsub_core.retry import RetryPolicy
+from pubsub_core.versions import Versions
 
 if TYPE_CHECKING:
     from pubsub_core.codec import TypedJson, UntypedJson
@@ -46,6 +47,7 @@ class Subscription:
     """One handler on one topic as one group. `group` is None until the default group is known.
 
     If it `drops_expired`, messages past their `expires_at` are acknowledged unseen; else they become dead letters.
+    `versions` are those of the topic's schema; None: it has one, and always had.
     """
 
     topic: str
@@ -56,6 +58,7 @@ class Subscription:
     concurrency: int | None
     start: Start
     drops_expired: bool = False
+    versions: Versions | None = None
 
     @property
     def key(self) -> SubscriptionKey:
@@ -63,6 +66,12 @@ class Subscription:
         if self.group is None:
             raise ValueError(f"the group of the subscription of {self.handler.name} is not resolved yet")
         return SubscriptionKey(self.topic, self.group)
+
+    def decode(self, message: Message[bytes]) -> Any:
+        """Return the payload as the handler wants it. Raises Undecodable or InvalidPayload."""
+        if self.versions is None:
+            return self.handler.codec.decode(message.payload)
+        return self.versions.decode(self.handler.codec, message)
 
     @property
     def membership(self) -> Membership:
