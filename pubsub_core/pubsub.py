@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType, TracebackType
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from pubsub_core.backends import masked
 from pubsub_core.broker import (
@@ -26,6 +26,7 @@ from pubsub_core.clock import Clock, SystemClock
 from pubsub_core.context import CORRELATION_ID, CURRENT_MESSAGE
 from pubsub_core.cron import CronSpec, EverySpec, Spec
 from pubsub_core.dead_letters import DeadLetters
+from pubsub_core.decorators import HandlerDecorator
 from pubsub_core.errors import ConfigurationError, PayloadTooLarge, SubscriptionError, ValidationError
 from pubsub_core.ids import published_at
 from pubsub_core.message import NO_HEADERS, Message, SubscriptionKey
@@ -38,6 +39,9 @@ from pubsub_core.settings import Settings, keyword_layer, parse_durability
 from pubsub_core.subscription import Expired, Handler, Subscription, inspect_handler
 from pubsub_core.topic import Dedup, Topic
 from pubsub_core.versions import checked_version
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeForm
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -74,20 +78,7 @@ class PubSub:
     def topic(
         self,
         name: str,
-        schema: type[T],
-        *,
-        stream: str | None = None,
-        retention: float | None = None,
-        max_backlog: int | None = None,
-        overflow: Overflow = "reject",
-        durability: str | None = None,
-        version: int | None = None,
-    ) -> Topic[T]: ...
-    @overload
-    def topic(
-        self,
-        name: str,
-        schema: Any = None,
+        schema: None = None,
         *,
         stream: str | None = None,
         retention: float | None = None,
@@ -96,6 +87,19 @@ class PubSub:
         durability: str | None = None,
         version: int | None = None,
     ) -> Topic[Any]: ...
+    @overload
+    def topic(
+        self,
+        name: str,
+        schema: "TypeForm[T]",
+        *,
+        stream: str | None = None,
+        retention: float | None = None,
+        max_backlog: int | None = None,
+        overflow: Overflow = "reject",
+        durability: str | None = None,
+        version: int | None = None,
+    ) -> Topic[T]: ...
     def topic(
         self,
         name: str,
@@ -140,6 +144,30 @@ class PubSub:
             )
         return known
 
+    @overload
+    def subscribe(
+        self,
+        topic: str,
+        *,
+        group: str | None = None,
+        retry: RetryPolicy | None = None,
+        timeout: float | None = None,
+        concurrency: int | None = None,
+        start: Start = "earliest",
+        expired: Expired = "dead_letter",
+    ) -> Callable[[F], F]: ...
+    @overload
+    def subscribe(
+        self,
+        topic: Topic[T],
+        *,
+        group: str | None = None,
+        retry: RetryPolicy | None = None,
+        timeout: float | None = None,
+        concurrency: int | None = None,
+        start: Start = "earliest",
+        expired: Expired = "dead_letter",
+    ) -> HandlerDecorator[T]: ...
     def subscribe(
         self,
         topic: str | Topic[Any],
@@ -150,7 +178,7 @@ class PubSub:
         concurrency: int | None = None,
         start: Start = "earliest",
         expired: Expired = "dead_letter",
-    ) -> Callable[[F], F]:
+    ) -> Any:
         """Return a decorator that makes a function the handler of `topic` for `group`, and leaves it unchanged.
 
         The function takes the payload (annotated with its type), or the message (annotated `Message[...]`, or not at

@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from pubsub_core.broker import Durability, Start, TopicOptions
+from pubsub_core.decorators import HandlerDecorator
 from pubsub_core.retry import RetryPolicy
 from pubsub_core.schedule import Missed
 from pubsub_core.subscription import Expired, where
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from pubsub_core.codec import TypedJson, UntypedJson
 
 T = TypeVar("T")
-F = TypeVar("F", bound=Callable[..., Any])
 U = TypeVar("U", bound=Callable[[Any], Any])
 
 Dedup = str | tuple[str, float | timedelta]
@@ -57,7 +57,7 @@ class Owner(Protocol):
 
     def subscribe(
         self,
-        topic: "str | Topic[Any]",
+        topic: "Topic[T]",
         *,
         group: str | None = None,
         retry: RetryPolicy | None = None,
@@ -65,7 +65,7 @@ class Owner(Protocol):
         concurrency: int | None = None,
         start: Start = "earliest",
         expired: Expired = "dead_letter",
-    ) -> Callable[[F], F]:
+    ) -> HandlerDecorator[T]:
         """See `PubSub.subscribe`."""
 
 
@@ -155,7 +155,7 @@ class Topic(Generic[T]):
         concurrency: int | None = None,
         start: Start = "earliest",
         expired: Expired = "dead_letter",
-    ) -> Callable[[F], F]:
+    ) -> HandlerDecorator[T]:
         """Return a decorator that makes a function this topic's handler for a group. See `PubSub.subscribe`."""
         return self._pubsub.subscribe(
             self,
