@@ -6,7 +6,7 @@ text, and bytes that are not UTF-8. A field is written under its alias, if it ha
 
 import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Generic, Protocol, TypeVar, Union, get_args, get_origin
@@ -289,19 +289,25 @@ def _writes_a_key_twice(value: Mapping[Any, Any]) -> bool:
 
 def _allows_same_keys(adapter: TypeAdapter[Any]) -> bool:
     """Whether payloads of the type may have dicts whose keys are of several types."""
+    return any(
+        part.get("type") == "any"
+        or (part.get("type") == "dict" and part.get("keys_schema", {}).get("type", "any") in _MIXED)
+        for part in parts_of(adapter.core_schema)
+    )
+
+
+def parts_of(core_schema: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield every dict in a schema of pydantic's core, each once."""
     seen: set[int] = set()
-    waiting: list[Any] = [adapter.core_schema]
+    waiting: list[Any] = [core_schema]
     while waiting:
         part = waiting.pop()
         if isinstance(part, dict) and id(part) not in seen:
             seen.add(id(part))
-            kind = part.get("type")
-            if kind == "any" or (kind == "dict" and part.get("keys_schema", {}).get("type", "any") in _MIXED):
-                return True
+            yield part
             waiting.extend(part.values())
         elif isinstance(part, list | tuple):
             waiting.extend(part)
-    return False
 
 
 _MIXED = ("any", "union", "tagged-union", "nullable", "enum", "literal", "definition-ref")
