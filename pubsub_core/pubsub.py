@@ -197,7 +197,7 @@ class PubSub:
 
         def decorate(function: F) -> F:
             names = sys._getframe(1).f_locals  # noqa: SLF001  # annotations may name what is local there
-            handler = inspect_handler(function, declared.schema, names)
+            handler = inspect_handler(function, declared.schema, names, codec=declared.codec)
             self._add(
                 Subscription(
                     declared.name,

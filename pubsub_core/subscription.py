@@ -101,12 +101,18 @@ def _written(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def inspect_handler(
-    function: Callable[..., Any], schema: Any, names: Mapping[str, Any], *, may_take_nothing: bool = False
+    function: Callable[..., Any],
+    schema: Any,
+    names: Mapping[str, Any],
+    *,
+    codec: "UntypedJson | TypedJson[Any] | None" = None,
+    may_take_nothing: bool = False,
 ) -> Handler:
     """Read off how to call `function`: with the message, the payload or (cron handlers) nothing.
 
-    `schema` is the topic's payload type, or None. `names` are the local names at the decoration, for annotations that
-    are text. Raises SubscriptionError, naming file and line, for a signature that cannot be called with one argument.
+    `schema` is the topic's payload type, or None, and `codec` the one for it, if there is one already. `names` are the
+    local names at the decoration, for annotations that are text. Raises SubscriptionError, naming file and line, for a
+    signature that cannot be called with one argument.
     """
     from pubsub_core.codec import codec_for  # pydantic, which nothing needs before the first handler
 
@@ -125,10 +131,10 @@ def inspect_handler(
     else:
         takes, wanted = _wanted(function, parameter, schema, names, place)
     try:
-        codec = codec_for(wanted)
+        own = codec if codec is not None and wanted == schema else codec_for(wanted)
     except ConfigurationError as error:
         raise SubscriptionError(f"handler {name} ({place}): {error}") from None
-    return Handler(function, takes, codec, is_async, name, place)
+    return Handler(function, takes, own, is_async, name, place)
 
 
 def _handler_name(function: Callable[..., Any]) -> str:
