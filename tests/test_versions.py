@@ -153,6 +153,26 @@ def test_middleware_that_replaces_the_headers_does_not_lose_the_version(fleet):
     assert [one.headers["schema-version"] for one in fleet.handled(fleet.topic(None))] == ["2"]
 
 
+def test_what_a_schedule_publishes_has_the_version_of_its_topic(pubsub):
+    orders = pubsub.topic("orders", OrderV2, version=2)
+    orders.schedule(60, OrderV2(order_id=1, total_cents=950))
+
+    message = pubsub.scheduled_message(pubsub.schedules[0], 0.0)
+
+    assert message.headers["schema-version"] == "2"
+
+
+def test_a_schedules_own_handler_knows_the_versions_of_its_topic(pubsub):
+    nightly = pubsub.topic("nightly", version=2)
+    nightly.upcast(from_version=1)(lambda payload: {"was": payload})
+
+    @pubsub.cron("0 3 * * *", name="nightly")
+    def take(message: Message[Any]) -> None: ...
+
+    (subscription,) = pubsub.subscriptions()
+    assert subscription.decode(stored(b"1")) == {"was": 1}
+
+
 # Earlier versions
 
 
