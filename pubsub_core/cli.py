@@ -1,18 +1,19 @@
 """`pubsub`, the command. What a command needs is imported when it runs, so that `--help` is quick."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
 import click
 
 from pubsub_core import __version__
-from pubsub_core.errors import ConfigurationError, PubSubError
-
-if TYPE_CHECKING:
-    from pubsub_core.worker.options import LoadTarget
-
-Door = Callable[[str | None], "tuple[str, LoadTarget]"]
-"""Takes TARGET as it was typed, and returns what to call it, and how a process of the worker loads it."""
+from pubsub_core.commands import (
+    COMMANDS,
+    FLASK_HELP,
+    TARGET_HELP,
+    Door,
+    LoadTarget,
+    make_command,
+    refusing,
+    target_parameters,
+)
+from pubsub_core.errors import ConfigurationError
 
 _EXIT_CODES = """\b
 Exit codes:
@@ -37,14 +38,24 @@ Examples:
 """
 
 
-class _Refused(click.ClickException):
-    exit_code = 2
+class _Commands(click.Group):
+    """Commands that are made when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return their names."""
+        del ctx
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return the command of that name."""
+        del ctx
+        return make_command(cmd_name, _target_of_command_line, takes_target=True)
 
 
-@click.group(name="pubsub", epilog="\b\nExample:\n  pubsub worker shop:app --processes 4 --threads 10\n")
+@click.group(name="pubsub", cls=_Commands, epilog="\b\nExample:\n  pubsub worker shop:app --processes 4 --threads 10\n")
 @click.version_option(__version__, package_name="pubsub-streams", message="pubsub-streams %(version)s")
 def main() -> None:
-    """Run workers that handle the messages of an application."""
+    """Run workers that handle the messages of an application, and describe what it publishes."""
 
 
 def worker_command(door: Door, *, takes_target: bool) -> click.Command:
@@ -59,7 +70,7 @@ def worker_command(door: Door, *, takes_target: bool) -> click.Command:
         reload: bool,
         log_level: str,
     ) -> None:
-        try:
+        with refusing():
             called, load = door(target)
             from pubsub_core.worker.options import WorkerOptions
             from pubsub_core.worker.supervisor import supervise
@@ -68,16 +79,13 @@ def worker_command(door: Door, *, takes_target: bool) -> click.Command:
                 target=called, processes=processes, threads=threads, burst=burst, reload=reload, log_level=log_level
             )
             code = supervise(load, options)
-        except PubSubError as error:
-            raise _Refused(str(error)) from None
         click.get_current_context().exit(code)
 
-    argument = click.Argument(["target"], required=False, metavar="[TARGET]")
     return click.Command(
         "worker",
         callback=worker,
-        params=[*([argument] if takes_target else []), *_worker_options()],
-        help=_WORKER_HELP.format(what=_TARGET_HELP if takes_target else _FLASK_HELP),
+        params=[*target_parameters(takes_target=takes_target), *_worker_options()],
+        help=_WORKER_HELP.format(what=TARGET_HELP if takes_target else f"{FLASK_HELP} {_LOADED}"),
         short_help="Handle messages until told to stop.",
         epilog=f"{_EXAMPLES if takes_target else _FLASK_EXAMPLES}\n{_EXIT_CODES}",
     )
@@ -89,11 +97,7 @@ _WORKER_HELP = """Handle messages until told to stop.
 
 SIGTERM and Ctrl-C stop reading, let the running handlers finish, and hand back the rest."""
 
-_TARGET_HELP = """TARGET names the application: module:attribute (a PubSub, or a Flask app with one),
-module:create_app(), or module alone, which means its `pubsub`, its `app`, or the only PubSub in it. Without TARGET
-PUBSUB_APP of the environment counts, else FLASK_APP."""
-
-_FLASK_HELP = "The application is what `flask --app` names. Each process of the worker loads it for itself."
+_LOADED = "Each process of the worker loads it for itself."
 
 
 def _worker_options() -> list[click.Parameter]:
@@ -120,13 +124,10 @@ def _worker_options() -> list[click.Parameter]:
     ]
 
 
-def _target_of_command_line(target: str | None) -> "tuple[str, LoadTarget]":
+def _target_of_command_line(target: str | None) -> tuple[str, LoadTarget]:
     from pubsub_core.target import default_target, load_target
 
     named = target or default_target()
     if named is None:
         raise ConfigurationError("which application? Name it, as in `pubsub worker shop:app`, or set PUBSUB_APP")
     return named, lambda: load_target(named)
-
-
-main.add_command(worker_command(_target_of_command_line, takes_target=True))

@@ -1,9 +1,14 @@
-"""Between payloads and bytes: JSON by pydantic, NaN and infinities refused both ways."""
+"""Between payloads and bytes: JSON by pydantic. What a reader could not read is refused when it is written.
+
+That is NaN and infinities, more levels and longer numbers than JSON readers take, two keys of a dict that are the same
+text, and bytes that are not UTF-8. A field is written under its alias, if it has one, as it is read.
+"""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from types import NoneType, UnionType
+from typing import Annotated, Any, Generic, Protocol, TypeVar, Union, get_args, get_origin
 
 import pydantic
 import pydantic_core
@@ -16,7 +21,17 @@ T = TypeVar("T")
 # A number too large for a float is read as an infinity. Every digit becomes "0", so that a plain search finds one.
 _DIGITS = bytes.maketrans(b"123456789E", b"000000000e")
 
+# What pydantic reads: so many levels (it writes some more), and so many digits of an integer (it writes any number).
+_READABLE_LEVELS = 200
+_MORE_DIGITS_THAN_READABLE = b"0" * 4301
+
 _NOT_FINITE = "NaN and infinities are not JSON"
+_SAME_KEYS = "a dict in it has two keys that are the same text in JSON, so that a reader would lose one"
+
+_BYTES_AS_BASE64 = (
+    "it has bytes that are not UTF-8. Keep them in a model with "
+    'model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")'
+)
 
 
 class Codec(Protocol[T]):
@@ -30,7 +45,12 @@ class Codec(Protocol[T]):
 
 
 class UntypedJson:
-    """Any JSON value: what the bytes say, as dict, list, str, int, float, bool or None."""
+    """Any JSON value: what the bytes say, as dict, list, str, int, float, bool or None.
+
+    Of two equal keys in an object the last one counts.
+    """
+
+    schema: None = None
 
     def check(self) -> None:
         """Do nothing: there is no type that could be wrong."""
@@ -39,12 +59,11 @@ class UntypedJson:
         """Return compact JSON. Models, dataclasses, UUIDs, datetimes and the like are written by pydantic."""
         try:
             encoded = pydantic_core.to_json(payload, inf_nan_mode="constants")
-        except pydantic_core.PydanticSerializationError as error:
-            raise ValidationError(f"the payload cannot be written as JSON: {error}") from None
-        except (ValueError, RecursionError) as error:
-            raise ValidationError(f"the payload cannot be written as JSON: {type(error).__name__}") from None
-        if _may_hide_non_finite(encoded) and _has_non_finite(payload):
-            raise ValidationError(f"the payload cannot be written as JSON: {_NOT_FINITE}")
+        except (pydantic_core.PydanticSerializationError, ValueError, RecursionError) as error:
+            raise ValidationError(f"the payload cannot be written as JSON: {_why_unwritable(error)}") from None
+        if b"NaN" in encoded or b"Infinity" in encoded or not _is_plain(payload):
+            _refuse_what_is_lost(payload, encoded)
+        _refuse_unreadable(encoded)
         return encoded
 
     def decode(self, encoded: bytes) -> Any:
@@ -69,12 +88,15 @@ class TypedJson(Generic[T]):
         self.schema = schema
         self._is_model = isinstance(schema, type) and issubclass(schema, BaseModel)
         self._built: TypeAdapter[T] | None = None
+        self._may_have_same_keys = True
 
     @property
     def adapter(self) -> TypeAdapter[T]:
         """The pydantic adapter of the type."""
         if self._built is None:
-            self._built = TypeAdapter(self.schema)
+            built = TypeAdapter[T](self.schema)
+            self._may_have_same_keys = _allows_same_keys(built)
+            self._built = built
         return self._built
 
     def check(self, *, may_come_later: bool = False) -> None:
@@ -99,34 +121,43 @@ class TypedJson(Generic[T]):
         try:
             if not (self._is_model and type(payload) is self.schema):
                 payload = self._validated(adapter, payload)
-            encoded = adapter.dump_json(payload, warnings="error")
+            encoded = adapter.dump_json(payload, warnings="error", by_alias=True)
         except pydantic.ValidationError as error:
             problems = problems_of(error)
             raise ValidationError(
                 f"the payload does not fit {type_name(self.schema)}: {_in_words(problems)}", problems
             ) from None
-        except pydantic_core.PydanticSerializationError:
+        except pydantic_core.PydanticSerializationError as error:
+            known = _known_reason(error)
+            if known is not None:
+                raise ValidationError(f"the payload cannot be written as JSON: {known}") from None
             raise ValidationError(
                 f"the payload does not fit {type_name(self.schema)}: it holds values that its type does not allow"
             ) from None
-        except (ValueError, RecursionError) as error:
-            raise ValidationError(f"the payload cannot be written as JSON: {type(error).__name__}") from None
+        except (ValueError, OverflowError, RecursionError) as error:
+            raise ValidationError(f"the payload cannot be written as JSON: {_why_unwritable(error)}") from None
         if _may_hide_non_finite(encoded) and _has_non_finite(payload):
             raise ValidationError(f"the payload cannot be written as JSON: {_NOT_FINITE}")
+        if self._may_have_same_keys and _has_same_keys(payload):
+            raise ValidationError(f"the payload cannot be written as JSON: {_SAME_KEYS}")
+        _refuse_unreadable(encoded)
         return encoded
 
     def _validated(self, adapter: TypeAdapter[T], payload: T) -> T:
-        if isinstance(payload, Mapping) and (self._is_model or is_dataclass(self.schema)):
-            # Plain data for a model: judged as a reader would see it, so that a date may be written as text.
+        is_plain_data = isinstance(payload, Mapping) and (self._is_model or is_dataclass(self.schema))
+        if is_plain_data and not _any_value(payload, lambda one: isinstance(one, bytes | bytearray)):
+            # Plain data for a model: judged as a reader would see it, so that a date may be written as text. JSON has
+            # no bytes, though: how they are written is for the model to say.
             return adapter.validate_json(UntypedJson().encode(payload), strict=True)
         return adapter.validate_python(payload, strict=True)
 
     def decode(self, encoded: bytes) -> T:
         """Return the payload, validated."""
-        if _may_read_as_non_finite(encoded):
+        is_suspicious = _may_read_as_non_finite(encoded)
+        if is_suspicious:
             UntypedJson().decode(encoded)
         try:
-            return self.adapter.validate_json(encoded)
+            payload = self.adapter.validate_json(encoded)
         except pydantic.ValidationError as error:
             problems = problems_of(error)
             if any(kind == "json_invalid" for kind in _kinds(error)):
@@ -134,6 +165,9 @@ class TypedJson(Generic[T]):
             raise InvalidPayload(f"the payload does not fit {type_name(self.schema)}: {_in_words(problems)}") from None
         except RecursionError:
             raise Undecodable("the payload is nested too deep") from None
+        if is_suspicious and _has_non_finite(payload):  # an integer of hundreds of digits, where a float is due
+            raise Undecodable(f"the payload has a number that no float can hold: {_NOT_FINITE}")
+        return payload
 
 
 def codec_for(schema: Any) -> UntypedJson | TypedJson[Any]:
@@ -147,6 +181,11 @@ def codec_for(schema: Any) -> UntypedJson | TypedJson[Any]:
 
 def type_name(schema: Any) -> str:
     """Return the short name of a type for people to read."""
+    origin = get_origin(schema)
+    if origin is Annotated:
+        return type_name(get_args(schema)[0])
+    if origin in (Union, UnionType):
+        return " | ".join("None" if one is NoneType else type_name(one) for one in get_args(schema))
     return getattr(schema, "__name__", None) or str(schema).replace("typing.", "")
 
 
@@ -165,8 +204,114 @@ def _in_words(problems: tuple[tuple[str, str], ...]) -> str:
     return "; ".join(shown) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
 
 
+def _why_unwritable(error: Exception) -> str:
+    """Return why a payload without a type cannot be written."""
+    known = _known_reason(error)
+    if known is not None:
+        return known
+    return str(error) if isinstance(error, pydantic_core.PydanticSerializationError) else type(error).__name__
+
+
+def _known_reason(error: Exception) -> str | None:
+    """Return what an error of pydantic's means, if it is about how JSON is written; None if it is about a value."""
+    text = str(error)
+    if not text.startswith("Error serializing to JSON:"):
+        return None
+    if "invalid utf-8 sequence" in text:
+        return _BYTES_AS_BASE64
+    if "surrogates not allowed" in text:
+        return "it has text with half of a surrogate pair, which no UTF-8 can say"
+    if "depth exceeded" in text or "Circular reference" in text:
+        return "it is nested too deep, or holds itself"
+    return None
+
+
+def _refuse_what_is_lost(payload: Any, encoded: bytes) -> None:
+    if _may_hide_non_finite(encoded) and _has_non_finite(payload):
+        raise ValidationError(f"the payload cannot be written as JSON: {_NOT_FINITE}")
+    if _has_same_keys(payload):
+        raise ValidationError(f"the payload cannot be written as JSON: {_SAME_KEYS}")
+
+
+def _refuse_unreadable(encoded: bytes) -> None:
+    """Raise ValidationError for JSON that no reader could read. Only what looks like it is tried."""
+    size = len(encoded)
+    is_deep = size > 2 * _READABLE_LEVELS and encoded.count(b"[") + encoded.count(b"{") > _READABLE_LEVELS
+    is_long = size >= len(_MORE_DIGITS_THAN_READABLE) and _MORE_DIGITS_THAN_READABLE in encoded.translate(_DIGITS)
+    if is_deep or is_long:
+        try:
+            pydantic_core.from_json(encoded)
+        except ValueError as error:
+            more = "digits of an integer" if "number out of range" in str(error) else "levels"
+            raise ValidationError(
+                f"the payload cannot be written as JSON: it has more {more} than a reader takes"
+            ) from None
+
+
+_SCALARS: Collection[type] = frozenset({str, int, float, bool, NoneType})
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is dicts with keys of text, lists and scalars, and nothing else. What was written is not too deep."""
+    kind = type(value)
+    if kind is dict:
+        for key in value:
+            if type(key) is not str:
+                return False
+        value = value.values()
+    elif kind is not list:
+        return kind in _SCALARS
+    for one in value:  # noqa: SIM110  # all() takes twice as long, and this is done at every publish
+        if type(one) not in _SCALARS and not _is_plain(one):
+            return False
+    return True
+
+
+def _has_same_keys(value: Any) -> bool:
+    """Whether a dict in it would be written with a key twice. What was written is not too deep, nor holds itself."""
+    if _is_plain(value):
+        return False
+    if isinstance(value, Mapping):
+        return _writes_a_key_twice(value) or any(map(_has_same_keys, value.values()))
+    return any(map(_has_same_keys, _children(value)))
+
+
+def _writes_a_key_twice(value: Mapping[Any, Any]) -> bool:
+    if all(type(key) is str for key in value):
+        return False
+    return len({next(iter(pydantic_core.to_jsonable_python({key: None}))) for key in value}) < len(value)
+
+
+def _allows_same_keys(adapter: TypeAdapter[Any]) -> bool:
+    """Whether payloads of the type may have dicts whose keys are of several types."""
+    return any(
+        part.get("type") == "any"
+        or (part.get("type") == "dict" and part.get("keys_schema", {}).get("type", "any") in _MIXED)
+        for part in parts_of(adapter.core_schema)
+    )
+
+
+def parts_of(core_schema: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield every dict in a schema of pydantic's core, each once."""
+    seen: set[int] = set()
+    waiting: list[Any] = [core_schema]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict) and id(part) not in seen:
+            seen.add(id(part))
+            yield part
+            waiting.extend(part.values())
+        elif isinstance(part, list | tuple):
+            waiting.extend(part)
+
+
+_MIXED = ("any", "union", "tagged-union", "nullable", "enum", "literal", "definition-ref")
+
+
 def _may_hide_non_finite(written: bytes) -> bool:
-    """Whether a NaN or an infinity may have been behind the JSON: pydantic writes "null" for some of them."""
+    """Whether a NaN or an infinity may have been behind the JSON: pydantic writes "null" for those of models, and the
+    words for all others.
+    """
     return b"null" in written or b"NaN" in written or b"Infinity" in written
 
 

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 Source = Literal["publish", "cron", "replay"]
 
@@ -14,7 +15,7 @@ NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
-class Message(Generic[T]):
+class Message(Generic[T_co]):
     """One published fact. Immutable; `Message[bytes]` is on its way, `Message[Order]` is decoded.
 
     `id` is a time-sortable UUID made by the publisher; it stays the same over delays and retries. An entry that another
@@ -26,7 +27,7 @@ class Message(Generic[T]):
 
     id: str
     topic: str
-    payload: T
+    payload: T_co
     published_at: datetime
     key: str | None = None
     headers: Mapping[str, str] = field(default_factory=lambda: NO_HEADERS)
@@ -53,13 +54,13 @@ class SubscriptionKey(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Delivery(Generic[T]):
+class Delivery(Generic[T_co]):
     """One hand-over of a message to a consumer. It stays that consumer's until it is settled or its lease ends.
 
     `crashes` is how many processes died while they had the message in hand for this group.
     """
 
-    message: Message[T]
+    message: Message[T_co]
     subscription: SubscriptionKey
     crashes: int = 0
 

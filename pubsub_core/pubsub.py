@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType, TracebackType
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from pubsub_core.backends import masked
 from pubsub_core.broker import (
@@ -26,6 +26,7 @@ from pubsub_core.clock import Clock, SystemClock
 from pubsub_core.context import CORRELATION_ID, CURRENT_MESSAGE
 from pubsub_core.cron import CronSpec, EverySpec, Spec
 from pubsub_core.dead_letters import DeadLetters
+from pubsub_core.decorators import HandlerDecorator
 from pubsub_core.errors import ConfigurationError, PayloadTooLarge, SubscriptionError, ValidationError
 from pubsub_core.ids import published_at
 from pubsub_core.message import NO_HEADERS, Message, SubscriptionKey, message_of
@@ -37,6 +38,10 @@ from pubsub_core.schedule import Missed, Schedule
 from pubsub_core.settings import Settings, keyword_layer, parse_durability
 from pubsub_core.subscription import Expired, Handler, Subscription, inspect_handler
 from pubsub_core.topic import Dedup, Topic
+from pubsub_core.versions import checked_version
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeForm
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -73,26 +78,28 @@ class PubSub:
     def topic(
         self,
         name: str,
-        schema: type[T],
+        schema: None = None,
         *,
         stream: str | None = None,
         retention: float | None = None,
         max_backlog: int | None = None,
         overflow: Overflow = "reject",
         durability: str | None = None,
-    ) -> Topic[T]: ...
+        version: int | None = None,
+    ) -> Topic[Any]: ...
     @overload
     def topic(
         self,
         name: str,
-        schema: Any = None,
+        schema: "TypeForm[T]",
         *,
         stream: str | None = None,
         retention: float | None = None,
         max_backlog: int | None = None,
         overflow: Overflow = "reject",
         durability: str | None = None,
-    ) -> Topic[Any]: ...
+        version: int | None = None,
+    ) -> Topic[T]: ...
     def topic(
         self,
         name: str,
@@ -103,6 +110,7 @@ class PubSub:
         max_backlog: int | None = None,
         overflow: Overflow = "reject",
         durability: str | None = None,
+        version: int | None = None,
     ) -> Topic[Any]:
         """Return the topic of that name, declaring it the first time.
 
@@ -111,20 +119,24 @@ class PubSub:
         for which messages are kept that every group has settled (`PUBSUB_RETENTION`). A topic with `max_backlog` never
         holds more messages than that: what every group has settled gives way first, then `overflow` decides: "reject"
         has the publish raise BrokerFull, "drop_oldest" deletes the oldest messages, handled or not. `durability` is
-        what its publishes wait for, see `publish`. Naming the topic again is fine as long as nothing contradicts; else
-        ConfigurationError.
+        what its publishes wait for, see `publish`. `version` is that of the schema, 1 unless it is said: raise it with
+        a change that breaks readers, and see `Topic.upcast`. Naming the topic again is fine as long as nothing
+        contradicts; else ConfigurationError.
         """
         check_name("topic", name, "For a stream of another key name, give the topic a name and pass stream=")
         known = self._topics.get(name)
         options = _topic_options(name, stream, retention, max_backlog, overflow, is_new=known is None)
         asked = None if durability is None else parse_durability(durability)
         if known is None:
-            known = self._topics[name] = Topic(self, name, schema, options, asked)
+            known = self._topics[name] = Topic(
+                self, name, schema, options, asked, version=checked_version(name, version)
+            )
             if options != USUAL:
                 self._topic_options[name] = options
         elif (
-            (schema is not None and schema is not known.schema)
+            (schema is not None and schema != known.schema)
             or (asked is not None and asked != known.durability)
+            or (version is not None and checked_version(name, version) != known.version)
             or _contradicts(options, known.options)
         ):
             raise ConfigurationError(
@@ -132,6 +144,30 @@ class PubSub:
             )
         return known
 
+    @overload
+    def subscribe(
+        self,
+        topic: str,
+        *,
+        group: str | None = None,
+        retry: RetryPolicy | None = None,
+        timeout: float | None = None,
+        concurrency: int | None = None,
+        start: Start = "earliest",
+        expired: Expired = "dead_letter",
+    ) -> Callable[[F], F]: ...
+    @overload
+    def subscribe(
+        self,
+        topic: Topic[T],
+        *,
+        group: str | None = None,
+        retry: RetryPolicy | None = None,
+        timeout: float | None = None,
+        concurrency: int | None = None,
+        start: Start = "earliest",
+        expired: Expired = "dead_letter",
+    ) -> HandlerDecorator[T]: ...
     def subscribe(
         self,
         topic: str | Topic[Any],
@@ -142,7 +178,7 @@ class PubSub:
         concurrency: int | None = None,
         start: Start = "earliest",
         expired: Expired = "dead_letter",
-    ) -> Callable[[F], F]:
+    ) -> Any:
         """Return a decorator that makes a function the handler of `topic` for `group`, and leaves it unchanged.
 
         The function takes the payload (annotated with its type), or the message (annotated `Message[...]`, or not at
@@ -161,7 +197,7 @@ class PubSub:
 
         def decorate(function: F) -> F:
             names = sys._getframe(1).f_locals  # noqa: SLF001  # annotations may name what is local there
-            handler = inspect_handler(function, declared.schema, names)
+            handler = inspect_handler(function, declared.schema, names, codec=declared.codec)
             self._add(
                 Subscription(
                     declared.name,
@@ -172,6 +208,7 @@ class PubSub:
                     concurrency,
                     start,
                     drops_expired=expired == "drop",
+                    versions=declared.versions,
                 )
             )
             return function
@@ -242,7 +279,16 @@ class PubSub:
             handler = inspect_handler(function, None, names, may_take_nothing=True)
             topic = self.topic(name or handler.name)
             self._add(
-                Subscription(topic.name, group, handler, retry or ExponentialBackoff(), timeout, concurrency, "latest")
+                Subscription(
+                    topic.name,
+                    group,
+                    handler,
+                    retry or ExponentialBackoff(),
+                    timeout,
+                    concurrency,
+                    "latest",
+                    versions=topic.versions,
+                )
             )
             self._schedules[topic.name] = Schedule(topic.name, topic.name, spec, missed)
             return function
@@ -410,8 +456,9 @@ class PubSub:
         return made[0] if made else None
 
     def _encoded(self, runtime: Runtime, message: Message[Any]) -> Message[bytes]:
+        topic = self._topics[message.topic]
         try:
-            encoded = self._topics[message.topic].codec.encode(message.payload)
+            encoded = topic.codec.encode(message.payload)
         except ValidationError as error:
             raise ValidationError(f"nothing was published to {message.topic!r}: {error}", error.errors) from None
         if len(encoded) > runtime.settings.max_payload:
@@ -419,7 +466,7 @@ class PubSub:
                 f"nothing was published to {message.topic!r}: the payload is {len(encoded):,} bytes, more than "
                 f"PUBSUB_MAX_PAYLOAD={runtime.settings.max_payload:,}. Raise it, or publish where the payload is kept"
             )
-        return message_of({**vars(message), "payload": encoded})
+        return message_of({**vars(message), "payload": encoded, "headers": topic.versions.stamped(message.headers)})
 
     # Looking, and mending
 
@@ -455,6 +502,11 @@ class PubSub:
         return self.runtime.settings
 
     @property
+    def topics(self) -> Sequence[Topic[Any]]:
+        """The topics, in the order of declaring."""
+        return tuple(self._topics.values())
+
+    @property
     def schedules(self) -> Sequence[Schedule]:
         """The schedules, in the order of declaring."""
         return tuple(self._schedules.values())
@@ -463,12 +515,14 @@ class PubSub:
         """Return the subscriptions with their groups and timeouts resolved, in the order of declaring.
 
         Raises SubscriptionError if the default group makes two of them the same, and ConfigurationError if a payload's
-        type names what is still not defined.
+        type names what is still not defined, or an upcast from an earlier version is missing.
         """
         settings = self.settings
         resolved: dict[tuple[str, str], Subscription] = {}
         for one in self._subscriptions.values():
             one.handler.codec.check()
+            if one.versions is not None:
+                one.versions.check()
             group = one.group or settings.group
             other = resolved.get((one.topic, group))
             if other is not None:

@@ -13,6 +13,7 @@ from pubsub_core.broker import Membership, Start
 from pubsub_core.errors import ConfigurationError, SubscriptionError
 from pubsub_core.message import Message, SubscriptionKey
 from pubsub_core.retry import RetryPolicy
+from pubsub_core.versions import Versions
 
 if TYPE_CHECKING:
     from pubsub_core.codec import TypedJson, UntypedJson
@@ -46,6 +47,7 @@ class Subscription:
     """One handler on one topic as one group. `group` is None until the default group is known.
 
     If it `drops_expired`, messages past their `expires_at` are acknowledged unseen; else they become dead letters.
+    `versions` are those of the topic's schema; None: it has one, and always had.
     """
 
     topic: str
@@ -56,6 +58,7 @@ class Subscription:
     concurrency: int | None
     start: Start
     drops_expired: bool = False
+    versions: Versions | None = None
 
     @property
     def key(self) -> SubscriptionKey:
@@ -63,6 +66,12 @@ class Subscription:
         if self.group is None:
             raise ValueError(f"the group of the subscription of {self.handler.name} is not resolved yet")
         return SubscriptionKey(self.topic, self.group)
+
+    def decode(self, message: Message[bytes]) -> Any:
+        """Return the payload as the handler wants it. Raises Undecodable or InvalidPayload."""
+        if self.versions is None:
+            return self.handler.codec.decode(message.payload)
+        return self.versions.decode(self.handler.codec, message)
 
     @property
     def membership(self) -> Membership:
@@ -92,12 +101,18 @@ def _written(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def inspect_handler(
-    function: Callable[..., Any], schema: Any, names: Mapping[str, Any], *, may_take_nothing: bool = False
+    function: Callable[..., Any],
+    schema: Any,
+    names: Mapping[str, Any],
+    *,
+    codec: "UntypedJson | TypedJson[Any] | None" = None,
+    may_take_nothing: bool = False,
 ) -> Handler:
     """Read off how to call `function`: with the message, the payload or (cron handlers) nothing.
 
-    `schema` is the topic's payload type, or None. `names` are the local names at the decoration, for annotations that
-    are text. Raises SubscriptionError, naming file and line, for a signature that cannot be called with one argument.
+    `schema` is the topic's payload type, or None, and `codec` the one for it, if there is one already. `names` are the
+    local names at the decoration, for annotations that are text. Raises SubscriptionError, naming file and line, for a
+    signature that cannot be called with one argument.
     """
     from pubsub_core.codec import codec_for  # pydantic, which nothing needs before the first handler
 
@@ -116,10 +131,10 @@ def inspect_handler(
     else:
         takes, wanted = _wanted(function, parameter, schema, names, place)
     try:
-        codec = codec_for(wanted)
+        own = codec if codec is not None and wanted == schema else codec_for(wanted)
     except ConfigurationError as error:
         raise SubscriptionError(f"handler {name} ({place}): {error}") from None
-    return Handler(function, takes, codec, is_async, name, place)
+    return Handler(function, takes, own, is_async, name, place)
 
 
 def _handler_name(function: Callable[..., Any]) -> str:

@@ -5,15 +5,17 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from pubsub_core.broker import Durability, Start, TopicOptions
+from pubsub_core.decorators import HandlerDecorator
 from pubsub_core.retry import RetryPolicy
 from pubsub_core.schedule import Missed
-from pubsub_core.subscription import Expired
+from pubsub_core.subscription import Expired, where
+from pubsub_core.versions import Upcast, Versions
 
 if TYPE_CHECKING:
     from pubsub_core.codec import TypedJson, UntypedJson
 
 T = TypeVar("T")
-F = TypeVar("F", bound=Callable[..., Any])
+U = TypeVar("U", bound=Callable[[Any], Any])
 
 Dedup = str | tuple[str, float | timedelta]
 """A key, or a key and a window in seconds."""
@@ -55,7 +57,7 @@ class Owner(Protocol):
 
     def subscribe(
         self,
-        topic: "str | Topic[Any]",
+        topic: "Topic[T]",
         *,
         group: str | None = None,
         retry: RetryPolicy | None = None,
@@ -63,18 +65,26 @@ class Owner(Protocol):
         concurrency: int | None = None,
         start: Start = "earliest",
         expired: Expired = "dead_letter",
-    ) -> Callable[[F], F]:
+    ) -> HandlerDecorator[T]:
         """See `PubSub.subscribe`."""
 
 
 class Topic(Generic[T]):
     """A named stream of messages of one schema, made by `PubSub.topic`. Immutable; safe to use from any thread.
 
-    `durability` is what its publishes wait for that do not say otherwise; None: what the settings say.
+    `version` is the one of the schema that is published. `durability` is what its publishes wait for that do not say
+    otherwise; None: what the settings say.
     """
 
     def __init__(
-        self, pubsub: Owner, name: str, schema: Any, options: TopicOptions, durability: Durability | None
+        self,
+        pubsub: Owner,
+        name: str,
+        schema: Any,
+        options: TopicOptions,
+        durability: Durability | None,
+        *,
+        version: int = 1,
     ) -> None:
         from pubsub_core.codec import codec_for  # pydantic, which nothing needs before the first topic
 
@@ -84,11 +94,14 @@ class Topic(Generic[T]):
         self.stream = options.stream
         self.options = options
         self.durability = durability
+        self.version = version
+        self.versions = Versions(name, version)
         self.codec: UntypedJson | TypedJson[T] = codec_for(schema)
 
     def __repr__(self) -> str:
-        """Name and schema."""
-        return f"Topic({self.name!r}, {getattr(self.schema, '__name__', self.schema)!s})"
+        """Name, schema, and the version if it is not the first."""
+        version = f", version={self.version}" if self.version > 1 else ""
+        return f"Topic({self.name!r}, {getattr(self.schema, '__name__', self.schema)!s}{version})"
 
     def publish(
         self,
@@ -142,7 +155,7 @@ class Topic(Generic[T]):
         concurrency: int | None = None,
         start: Start = "earliest",
         expired: Expired = "dead_letter",
-    ) -> Callable[[F], F]:
+    ) -> HandlerDecorator[T]:
         """Return a decorator that makes a function this topic's handler for a group. See `PubSub.subscribe`."""
         return self._pubsub.subscribe(
             self,
@@ -153,3 +166,19 @@ class Topic(Generic[T]):
             start=start,
             expired=expired,
         )
+
+    def upcast(self, *, from_version: int) -> Callable[[U], U]:
+        """Return a decorator for a function that brings a payload of `from_version` to the next version.
+
+        It takes the payload as plain JSON data (of a model: a dict), and returns it changed, or a new one; it may hold
+        whatever can be published. A message of an earlier version passes through these functions, one after the other,
+        and is then validated. If one raises, the message becomes a dead letter at once. Each earlier version needs one
+        when a worker starts. Raises ConfigurationError if there is one already, or the version is not an earlier one.
+        """
+
+        def decorate(function: U) -> U:
+            name = getattr(function, "__qualname__", type(function).__qualname__)
+            self.versions.add(Upcast(from_version, function, name.replace("<locals>.", ""), where(function)))
+            return function
+
+        return decorate

@@ -1,7 +1,7 @@
 """`flask pubsub ...`: the commands of `pubsub`, for the app that Flask finds.
 
 Flask imports this module on every call of `flask`, so it imports nothing but click until a command of ours is called.
-The app is not loaded here either: the worker's processes load it, each for itself.
+Nor is the app loaded before a command needs it; of a worker, the processes load it, each for itself.
 """
 
 from typing import TYPE_CHECKING
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from pubsub_core.worker.options import LoadTarget
+    from pubsub_core.commands import LoadTarget
 
 
 class _Commands(click.Group):
@@ -17,16 +17,18 @@ class _Commands(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return their names."""
-        return ["worker"]
+        from pubsub_core.commands import COMMANDS
+
+        return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return the command of that name."""
-        from pubsub_core.cli import worker_command
+        from pubsub_core.commands import make_command
 
-        return worker_command(_app_of_flask, takes_target=False) if cmd_name == "worker" else None
+        return make_command(cmd_name, _app_of_flask, takes_target=False)
 
 
-pubsub = _Commands("pubsub", help="Run workers for the messages of this app.")
+pubsub = _Commands("pubsub", help="Run workers for the messages of this app, and describe what it publishes.")
 
 
 def _app_of_flask(_: str | None) -> "tuple[str, LoadTarget]":

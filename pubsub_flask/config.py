@@ -9,6 +9,7 @@ from typing import Any
 
 from flask import Flask
 
+from pubsub_core.commands import COMMANDS
 from pubsub_core.errors import ConfigurationError
 from pubsub_core.names import check_name, did_you_mean
 from pubsub_core.settings import PREFIX, Settings
@@ -17,8 +18,8 @@ log = logging.getLogger("pubsub")
 
 ORIGINAL_PREFIX = "PUBSUB_REDIS"
 
-# Flask gives the options of `flask pubsub worker` variables of these names; they are no settings.
-_OPTIONS_OF_COMMANDS = "FLASK_PUBSUB_WORKER_"
+# Flask gives the options of `flask pubsub worker` and the others variables of these names; they are no settings.
+_OPTIONS_OF_COMMANDS = tuple(f"FLASK_{PREFIX}{command.upper()}_" for command in COMMANDS)
 
 
 def settings_for(app: Flask, keywords: Mapping[str, Any], prefix: str = ORIGINAL_PREFIX) -> Settings:

@@ -1,16 +1,18 @@
 """Between payloads and bytes."""
 
+import contextlib
+import enum
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from typing_extensions import TypedDict
 
 from pubsub_core.codec import TypedJson, UntypedJson, codec_for, type_name
@@ -40,6 +42,84 @@ class Pair(NamedTuple):
 
 class Row(TypedDict):
     id: int
+
+
+class Colour(enum.Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+class Paid(BaseModel):
+    kind: Literal["paid"] = "paid"
+    amount: Decimal
+
+
+class Refused(BaseModel):
+    kind: Literal["refused"] = "refused"
+    why: str
+
+
+Answer = Annotated[Paid | Refused, Field(discriminator="kind")]
+
+T = TypeVar("T")
+
+
+class Page(BaseModel, Generic[T]):
+    items: list[T]
+    more: bool = False
+
+
+class Everything(BaseModel):
+    id: uuid.UUID
+    placed_at: datetime
+    day: date
+    at: time
+    took: timedelta
+    total: Decimal
+    colour: Colour
+    answer: Answer
+    page: Page[Row]
+    point: Point
+    sizes: dict[Colour, int]
+    tags: frozenset[str]
+    pair: tuple[int, str]
+    maybe: int | None
+    text: bytes
+    huge: int
+
+
+EVERYTHING = Everything(
+    id=uuid.UUID(int=7),
+    placed_at=datetime(2030, 1, 1, 12, 30, 15, 123456, tzinfo=UTC),
+    day=date(2030, 2, 3),
+    at=time(23, 59, 59, 1),
+    took=timedelta(days=-1, microseconds=1),
+    total=Decimal("0.10"),
+    colour=Colour.BLUE,
+    answer=Refused(why="no funds"),
+    page=Page[Row](items=[{"id": 1}], more=True),
+    point=Point(1, 2.5),
+    sizes={Colour.RED: 1},
+    tags=frozenset({"a", "b"}),
+    pair=(1, "é"),
+    maybe=None,
+    text=b"caf\xc3\xa9",
+    huge=-(10**400),
+)
+
+
+class Binary(BaseModel):
+    model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
+
+    blob: bytes
+
+
+class Text(BaseModel):
+    blob: bytes
+
+
+class Aliased(BaseModel):
+    order_id: int = Field(alias="orderId")
 
 
 JSON = st.recursive(
@@ -119,6 +199,47 @@ def test_nan_and_infinities_are_refused_wherever_they_are(number: float) -> None
             UntypedJson().encode(payload)
 
 
+@pytest.mark.parametrize(
+    ("payload", "why"),
+    [
+        ({"a": {1: "x", "1": "y"}}, "two keys that are the same text"),
+        ([{Colour.RED: 1, "red": 2}], "two keys that are the same text"),
+        ({uuid.UUID(int=1): 1, str(uuid.UUID(int=1)): 2}, "two keys that are the same text"),
+        (_nested(300), "nested too deep"),
+        (_nested(220), "more levels than a reader takes"),
+        ([10**5_000], "more digits of an integer than a reader takes"),
+        ({"a": [-(10**4_301)]}, "more digits of an integer than a reader takes"),
+        ("half of a pair: \ud800", "half of a surrogate pair"),
+        ({"\ud800": 1}, "half of a surrogate pair"),
+        ({"a": b"\xff\xfe"}, 'ser_json_bytes="base64"'),
+    ],
+)
+def test_what_no_reader_could_read_is_not_written(payload: Any, why: str) -> None:
+    for codec in (UntypedJson(), TypedJson[Any](Any), TypedJson[Any](Page[Any])):
+        with pytest.raises(ValidationError, match=why):
+            codec.encode(payload if not isinstance(codec.schema, type) else Page[Any](items=[payload]))
+
+
+@given(st.integers(100, 260), st.sampled_from([list, dict]), st.booleans())
+def test_what_is_written_can_be_read(depth: int, kind: type, is_typed: bool) -> None:
+    payload: Any = 0
+    for _ in range(depth):
+        payload = [payload] if kind is list else {"a": payload}
+    codec = TypedJson[Any](JsonValue) if is_typed else UntypedJson()
+    try:
+        encoded = codec.encode(payload)
+    except ValidationError:
+        assert depth > 150  # pydantic's limits, which differ by type
+    else:
+        assert codec.decode(encoded) == payload
+
+
+def test_of_two_equal_keys_the_last_one_counts() -> None:
+    encoded = b'{"order_id":1,"order_id":2}'
+    assert UntypedJson().decode(encoded) == {"order_id": 2}
+    assert TypedJson[Order](Order).decode(encoded) == Order(order_id=2)
+
+
 def test_words_that_look_like_it_are_fine() -> None:
     payload = {"NaN": "Infinity", "null": None, "text": "-Infinity null 1e999"}
     assert UntypedJson().decode(UntypedJson().encode(payload)) == payload
@@ -166,6 +287,21 @@ def test_bytes_nested_too_deep_are_undecodable() -> None:
         (Row, {"id": 1}),
         (Decimal, Decimal("1.50")),
         (bytes, b"text"),
+        (Everything, EVERYTHING),
+        (list[Everything], [EVERYTHING]),
+        (Answer, Paid(amount=Decimal("0.10"))),
+        (list[Answer], [Refused(why="no funds")]),
+        (Page[Order], Page[Order](items=[Order(order_id=1)])),
+        (dict[Colour, tuple[Point, ...]], {Colour.RED: (Point(1, 2.0),)}),
+        (dict[int, int], {1: 1}),
+        (Binary, Binary(blob=bytes(range(256)))),
+        (list[Binary], [Binary(blob=b"\x00\xff")]),
+        (Aliased, Aliased(orderId=1)),
+        (timedelta, timedelta(days=1, seconds=1)),
+        (uuid.UUID, uuid.UUID(int=1)),
+        (Colour, Colour.RED),
+        (bool, True),
+        (None | str, None),
     ],
 )
 def test_payload_of_a_type_comes_back_as_that_type(schema: Any, payload: Any) -> None:
@@ -179,6 +315,60 @@ def test_plain_data_that_fits_a_model_is_fine() -> None:
     codec = TypedJson[Order](Order)
     encoded = codec.encode({"order_id": 1, "placed": "2030-01-01"})  # type: ignore[arg-type]  # which is the point
     assert codec.decode(encoded) == Order(order_id=1, placed=date(2030, 1, 1))
+
+
+def test_plain_data_may_hold_what_is_not_json_as_long_as_it_fits() -> None:
+    plain = {"blob": b"text"}  # which is also base64, of something else
+    assert TypedJson[Binary](Binary).decode(TypedJson[Any](Binary).encode(plain)) == Binary(blob=b"text")
+    everything = EVERYTHING.model_dump() | {"point": EVERYTHING.point}
+    codec = TypedJson[Any](Everything)
+    assert codec.decode(codec.encode(everything)) == EVERYTHING
+
+
+def test_bytes_that_are_not_text_are_refused_with_the_way_to_keep_them() -> None:
+    with pytest.raises(ValidationError, match=r'model_config = ConfigDict\(ser_json_bytes="base64"'):
+        TypedJson[Text](Text).encode(Text(blob=b"\xff"))
+
+
+def test_a_field_is_written_under_the_name_that_readers_look_for() -> None:
+    assert TypedJson[Aliased](Aliased).encode(Aliased(orderId=1)) == b'{"orderId":1}'
+    assert UntypedJson().encode(Aliased(orderId=1)) == b'{"orderId":1}'
+
+
+@pytest.mark.parametrize("encoded", [b'{"order_id":1,"total":1' + b"0" * 400 + b"}", b'{"order_id":1,"total":"1e999"}'])
+def test_what_would_be_read_as_an_infinity_is_undecodable(encoded: bytes) -> None:
+    with pytest.raises((Undecodable, InvalidPayload)):
+        TypedJson[Order](Order).decode(encoded)
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        b"[" * 1_000 + b"]" * 1_000,
+        b'{"a":' * 1_000 + b"1" + b"}" * 1_000,
+        b'{"order_id":' + b"9" * 5_000 + b"}",
+        b'{"order_id":1,"placed":"\xff\xfe"}',
+        b'{"\xff":1}',
+        b'{"order_id":NaN}',
+        b'{"order_id":1,"total":-Infinity}',
+        b'"\\ud800"',
+        b"\x00",
+    ],
+)
+@pytest.mark.parametrize("schema", [None, Order, Point, Row, Everything, list[Order], Answer, Page[Order], JsonValue])
+def test_hostile_bytes_have_a_clear_end(schema: Any, encoded: bytes) -> None:
+    with pytest.raises((Undecodable, InvalidPayload)) as caught:
+        codec_for(schema).decode(encoded)
+    assert len(str(caught.value)) < 1_000
+
+
+@given(st.binary(max_size=40) | st.text(max_size=40).map(str.encode))
+@pytest.mark.parametrize("schema", [None, Order, list[Answer], Everything])
+def test_any_bytes_are_read_or_refused(schema: Any, encoded: bytes) -> None:
+    codec = codec_for(schema)
+    with contextlib.suppress(Undecodable, InvalidPayload):
+        payload = codec.decode(encoded)
+        assert codec.decode(codec.encode(payload)) == payload
 
 
 @pytest.mark.parametrize(
@@ -257,6 +447,7 @@ def test_a_type_is_its_codec() -> None:
 
 def test_names_of_types_are_short() -> None:
     assert [type_name(one) for one in (Order, int, list[Order])] == ["Order", "int", "list"]
+    assert [type_name(one) for one in (Answer, Order | None)] == ["Paid | Refused", "Order | None"]
 
 
 class Unknown:

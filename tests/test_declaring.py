@@ -399,6 +399,26 @@ def test_naming_a_topic_again_is_the_same_topic(pubsub: PubSub) -> None:
     assert repr(orders) == "Topic('orders', Order)"
 
 
+def test_handlers_of_the_topics_type_share_its_adapter() -> None:
+    pubsub = PubSub()
+    orders = pubsub.topic("orders", list[Order])
+
+    @orders.subscribe(group="payload")
+    def payload(orders: list[Order]) -> None: ...
+
+    @orders.subscribe(group="message")
+    def message(message: Message[list[Order]]) -> None: ...
+
+    @pubsub.subscribe("orders", group="plain")
+    def plain(message) -> None: ...
+
+    @pubsub.subscribe("orders", group="other")
+    def other(orders: list[dict[str, int]]) -> None: ...
+
+    codecs = [one.handler.codec is orders.codec for one in pubsub.subscriptions()]
+    assert codecs == [True, True, True, False]
+
+
 def test_topic_redeclared_with_another_schema_or_stream_is_refused(pubsub: PubSub) -> None:
     pubsub.topic("orders", Order, stream="legacy:orders")
     with pytest.raises(

@@ -32,6 +32,7 @@ from pubsub_flask.config import RedisOption
 from pubsub_redis.embedded import stop_server
 
 ROOT = Path(__file__).resolve().parent.parent
+GUIDES = sorted((ROOT / "docs" / "guides").glob("*.md"))
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 WITHIN = 30.0
 
@@ -51,7 +52,9 @@ def named(document: Path) -> str:
 # Programs
 
 
-@pytest.mark.parametrize("document", [one for one in DOCUMENTS if blocks(one, "python")], ids=named)
+@pytest.mark.parametrize(
+    "document", [one for one in DOCUMENTS if blocks(one, "python") and one not in GUIDES], ids=named
+)
 def test_python_blocks_run_in_order(document, redis, tmp_path):
     program = tmp_path / document.name
     program.write_text(only_python(document).replace("redis://localhost:6379/0", redis.url))
@@ -146,16 +149,44 @@ def wait_until(condition, log: Path) -> None:
         never.wait(0.05)
 
 
+# Guides
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=named)
+def test_a_guide_does_what_it_says(guide, tmp_path):
+    """Its programs are written to the files that their first line names, its commands run, and print what it shows."""
+    path = os.pathsep.join([os.fspath(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+    printed, ran = "", 0
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(stop_server, tmp_path / ".pubsub")
+        for block in FENCE.finditer(guide.read_text()):
+            language, text = block.groups()
+            if language == "python":
+                (tmp_path / text.splitlines()[0].removeprefix("# ")).write_text(text)
+            elif language == "shell":
+                ended = subprocess.run(
+                    ["bash", "-c", text], check=False, cwd=tmp_path, env=environment, capture_output=True, timeout=60
+                )
+                assert ended.returncode == 0, ended.stdout + ended.stderr
+                printed, ran = ended.stdout.decode(), ran + 1
+            elif language == "text":
+                assert printed == text
+
+    assert ran > 0
+
+
 # Commands
 
 
 def commands() -> list[tuple[str, str]]:
     """Return every command: the lines of shell blocks, and code in the text that begins like one."""
-    starts = ("make ", ".venv/bin/", "flask --app", "pubsub worker", "pip install", "python -m ")
+    starts = ("make ", ".venv/bin/", "flask --app", "pubsub worker ", "pip install", "python -m ")
     found = []
     for document in DOCUMENTS:
         for match in blocks(document, "shell"):
-            found += [(named(document), line) for line in match[2].splitlines() if line.strip()]
+            found += [(named(document), line.partition(";")[0]) for line in match[2].splitlines() if line.strip()]
         prose = FENCE.sub("", document.read_text())
         found += [(named(document), code) for code in CODE.findall(prose) if code.startswith(starts)]
     return sorted(set(found))
@@ -176,7 +207,7 @@ def check_python(words: Sequence[str]) -> None:
     if words[0] == "-m":
         assert importlib.util.find_spec(words[1]) is not None
     else:
-        assert (ROOT / words[0]).is_file()
+        assert (ROOT / words[0]).is_file() or any(f"```python\n# {words[0]}\n" in one.read_text() for one in GUIDES)
 
 
 def check_pip(words: Sequence[str]) -> None:
@@ -206,7 +237,10 @@ def check_flask(words: Sequence[str]) -> None:
 def check_click(group: click.Group, words: Sequence[str]) -> None:
     command = group.get_command(click.Context(group), words[0])
     assert command is not None
-    command.make_context(words[0], list(words[1:]))
+    if isinstance(command, click.Group):
+        check_click(command, words[1:])
+    else:
+        command.make_context(words[0], list(words[1:]))
 
 
 def check_curl(words: Sequence[str]) -> None:
@@ -251,7 +285,9 @@ def test_every_setting_is_listed_with_its_default(document):
 
 def test_every_option_of_the_worker_is_listed():
     readme = (ROOT / "README.md").read_text()
-    options = [one for one in pubsub_command.commands["worker"].params if isinstance(one, click.Option)]
+    worker = pubsub_command.get_command(click.Context(pubsub_command), "worker")
+    assert worker is not None
+    options = [one for one in worker.params if isinstance(one, click.Option)]
 
     assert options
     for one in options:

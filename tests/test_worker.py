@@ -406,7 +406,16 @@ def test_reject_makes_a_dead_letter_at_once(shop, caplog):
 
 @pytest.mark.parametrize(
     ("payload", "kind"),
-    [(b'{"order_id":', "undecodable"), (b"\xff\xfe", "undecodable"), (b'{"order_id": "secret"}', "invalid payload")],
+    [
+        (b'{"order_id":', "undecodable"),
+        (b"\xff\xfe", "undecodable"),
+        (b'{"order_id": NaN}', "undecodable"),
+        (b'{"order_id": 1' + b"0" * 5_000 + b"}", "undecodable"),
+        (b"[" * 1_000 + b"]" * 1_000, "undecodable"),
+        (b'{"order_id": "secret"}', "invalid payload"),
+        (b'{"order_id": 1, "order_id": "secret"}', "invalid payload"),
+    ],
+    ids=range(7),
 )
 def test_a_payload_that_cannot_be_read_is_a_dead_letter_and_the_handler_is_not_called(shop, caplog, payload, kind):
     @shop.pubsub.subscribe("orders", retry=FixedDelay(0, 5))

@@ -181,10 +181,14 @@ class Executor:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What is known of a subscription before any message comes. `call` gets the decoded message, and the delivery."""
+    """What is known of a subscription before any message comes. `call` gets the decoded message, and the delivery.
+
+    `decode` is for what is of the topic's current version; a message without headers is, unless it `has_versions`.
+    """
 
     subscription: Subscription
     timeout: float
+    has_versions: bool
     decode: Callable[[bytes], Any]
     call: Callable[[Message[Any], Delivery[bytes]], None]
 
@@ -193,14 +197,16 @@ def _plan(subscription: Subscription, middleware: Sequence[HandleMiddleware], lo
     assert subscription.timeout is not None  # noqa: S101  # those of a worker are resolved
     last = _caller(subscription, loop)
     call = _through(chain(middleware, _innermost(last))) if middleware else last
-    return _Plan(subscription, subscription.timeout, subscription.handler.codec.decode, call)
+    has_versions = subscription.versions is not None and subscription.versions.current > 1
+    return _Plan(subscription, subscription.timeout, has_versions, subscription.handler.codec.decode, call)
 
 
 def _attempt(delivery: Delivery[bytes], plan: _Plan) -> Outcome:
     """Decode, and call the handler through its middleware. Raises what they raise."""
     raw = delivery.message
     try:
-        decoded = _with_payload(raw, plan.decode(raw.payload))
+        is_other = raw.headers or plan.has_versions
+        decoded = _with_payload(raw, plan.subscription.decode(raw) if is_other else plan.decode(raw.payload))
     except CodecError as error:
         return DeadLettered(_reason("undecodable" if isinstance(error, Undecodable) else "invalid payload", error))
     CURRENT_MESSAGE.set(decoded)
