@@ -4,6 +4,7 @@ import math
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -26,7 +27,14 @@ from pubsub_core.clock import Clock, SystemClock
 from pubsub_core.context import CORRELATION_ID, CURRENT_MESSAGE
 from pubsub_core.cron import CronSpec, EverySpec, Spec
 from pubsub_core.dead_letters import DeadLetters
-from pubsub_core.errors import ConfigurationError, PayloadTooLarge, SubscriptionError, ValidationError
+from pubsub_core.errors import (
+    BrokerError,
+    ConfigurationError,
+    PayloadTooLarge,
+    PublishUncertain,
+    SubscriptionError,
+    ValidationError,
+)
 from pubsub_core.ids import published_at
 from pubsub_core.message import NO_HEADERS, Message, SubscriptionKey
 from pubsub_core.middleware import HandleMiddleware, PublishMiddleware, chain
@@ -492,24 +500,30 @@ class Batch:
                 batch.publish(placed, order)
 
     Each `publish` validates at once. Leaving the block sends all in order, in one round trip per node; if the block
-    raises, nothing is sent. If sending fails the messages stay, and `commit()` may be called again: what is stored by
-    then is not stored twice.
+    raises, nothing is sent. If sending fails, the error's `stored_ids` are what is stored all the same; the rest stays,
+    and `commit()` may be called again: it sends only that, and nothing is stored twice.
     """
 
     def __init__(self, pubsub: PubSub, runtime: Runtime, durability: Durability | None) -> None:
         self._pubsub = pubsub
         self._runtime = runtime
         self._durability = durability
-        self._waiting: list[Message[bytes]] = []
+        self._sent: list[str] = []
+        self._forget()
+
+    def _forget(self) -> None:
+        self._added: list[str] = []  # the ids of what was added since all was sent
+        self._stored: dict[str, str] = {}  # of these what is stored, and the ids that stand for it
+        self._waiting: list[Message[bytes]] = []  # the others
         self._terms: dict[str, Terms] = {}  # of what waits, by id
         self._asked = IN_MEMORY  # by what waits
-        self._may_be_stored = False  # some of what waits
-        self._sent: list[str] = []
+        self._doubtful: set[str] = set()  # of what waits, what may be stored
+        self._has_failed = False
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """The ids of all messages sent so far, in order; of one whose `dedup` was used before, that of the first."""
-        return tuple(self._sent)
+        """The ids of all messages stored so far, in order; of one whose `dedup` was used before, that of the first."""
+        return (*self._sent, *(self._stored[one] for one in self._added if one in self._stored))
 
     def publish(
         self,
@@ -535,26 +549,64 @@ class Batch:
         own = _terms(message.topic, delay, at, expires, dedup)
         chain(
             pubsub._publish_middleware,  # noqa: SLF001
-            lambda changed: self._waiting.append(pubsub._encoded(runtime, changed)),  # noqa: SLF001
+            lambda changed: self._add(pubsub._encoded(runtime, changed)),  # noqa: SLF001
         )(message)
         if own is not None:
             self._terms[message.id] = own
         self._asked |= self._durability or pubsub._durability(runtime, message.topic, None)  # noqa: SLF001
-        self._may_be_stored |= id is not None
+        if id is not None:
+            self._doubtful.add(id)
         return message.id
 
+    def _add(self, message: Message[bytes]) -> None:
+        self._waiting.append(message)
+        self._added.append(message.id)
+
     def commit(self) -> tuple[str, ...]:
-        """Send what waits, and return the ids of what was sent now. May be called again after an error."""
-        again, self._may_be_stored = self._may_be_stored, True
-        ids = tuple(self._runtime.broker.publish(self._waiting, self._asked, again=again, terms=self._terms))
+        """Send what waits. Returns the ids of all that was added since a commit last sent everything.
+
+        May be called again after an error: then it sends what is not known to be stored.
+        """
+        if self._has_failed:
+            # Looking for what may be stored takes as long as there is much behind it, so the rest goes on its own.
+            numbers = [number for number, one in enumerate(self._waiting, 1) if one.id in self._doubtful]
+            last = max(numbers, default=0)
+            parts = [(self._waiting[:last], True), (self._waiting[last:], False)]
+        else:
+            parts = [(self._waiting, bool(self._doubtful))]
+        for messages, again in parts:
+            if messages:
+                self._send(messages, again=again)
+        ids = tuple(self._stored[one] for one in self._added)
         self._sent.extend(ids)
         self._forget()
         return ids
 
-    def _forget(self) -> None:
-        self._waiting.clear()
-        self._terms = {}
-        self._asked, self._may_be_stored = IN_MEMORY, False
+    def _send(self, messages: Sequence[Message[bytes]], *, again: bool) -> None:
+        broker, names = self._runtime.broker, [message.id for message in messages]
+        try:
+            ids = broker.publish(messages, self._asked, again=again, terms=self._terms)
+        except BaseException as error:
+            self._has_failed = True
+            if isinstance(error, BrokerError | PublishUncertain) and len(set(self._added)) == len(self._added):
+                self._note_stored(error.stored)
+                self._doubtful.update(getattr(error, "message_ids", ()))
+            else:  # also what is stored must be confirmed, or could be of another topic: look for all of it
+                self._doubtful.update(names)
+            raise
+        self._note_stored(dict(zip(names, ids, strict=True)))
+
+    def _note_stored(self, stored: Mapping[str, str]) -> None:
+        self._stored.update(stored)
+        self._waiting = [message for message in self._waiting if message.id not in stored] if stored else self._waiting
+        self._doubtful -= stored.keys()
+
+    def discard(self) -> Mapping[str, int]:
+        """Forget what waits, and return how many messages of which topics that were. What is stored stays so."""
+        counts = Counter(message.topic for message in self._waiting)
+        self._sent = list(self.ids)
+        self._forget()
+        return counts
 
     def __enter__(self) -> "Batch":
         """Start the block."""
@@ -567,7 +619,7 @@ class Batch:
         if kind is None:
             self.commit()
         else:
-            self._forget()
+            self.discard()
 
 
 def _checked_headers(topic: str, headers: Mapping[str, str] | None) -> Mapping[str, str]:
