@@ -15,8 +15,10 @@ from pubsub_core.clock import Clock
 from pubsub_core.errors import ConfigurationError
 from pubsub_core.message import Delivery
 from pubsub_core.middleware import HandleMiddleware, HandleNext
+from pubsub_core.pubsub import Batch
 from pubsub_core.runtime import Runtime
 from pubsub_flask.config import settings_for
+from pubsub_flask.session import session_of_context
 
 KEY = "pubsub"
 
@@ -98,6 +100,27 @@ class PubSub(pubsub_core.PubSub):
         Raises ConfigurationError if there is none, or there are several and none of them is current.
         """
         return self._state(self._bound or chosen_app(self._apps, "PubSub")).runtime
+
+    @property
+    def session(self) -> Batch:
+        """A batch that lasts as long as the current app context or, within a request, as that.
+
+            pubsub.session.publish(orders, OrderPlaced(order_id=1, total=9.5))
+            db.session.commit()
+            pubsub.session.commit()
+
+        What is not committed by then is discarded, with a warning, also after an exception. Contexts have sessions of
+        their own, also one within another. Raises ConfigurationError outside of the contexts of this one's apps.
+        """
+        app = current_app._get_current_object() if has_app_context() else None  # type: ignore[attr-defined]  # noqa: SLF001
+        if app is None or app not in self._apps or (self._bound is not None and self._bound is not app):
+            raise ConfigurationError(
+                "pubsub.session lasts as long as an app context, and "
+                + (f"the current one is that of {app.name!r}, another app" if app is not None else "there is none here")
+                + ": use it within a request, a handler or `with app.app_context():`, or send messages together by "
+                "`with pubsub.batch() as batch:`"
+            )
+        return session_of_context(app, self._key, self.batch)
 
     def _state(self, app: Flask) -> State:
         return cast(State, app.extensions[self._key])
