@@ -14,9 +14,11 @@ A publish middleware gets the message with its payload not yet encoded, and `cal
 copy (`dataclasses.replace`). What it raises is raised by `publish`; nothing is sent.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from pubsub_core.errors import ConfigurationError
 from pubsub_core.message import Delivery, Message
 
 HandleNext = Callable[[Delivery[Any]], None]
@@ -43,3 +45,12 @@ def _around(layer: Callable[[V, Callable[[V], None]], None], call_next: Callable
         layer(value, call_next)
 
     return call
+
+
+def refuse_async(function: object, what: str) -> None:
+    """Raise ConfigurationError if calling it would only make a coroutine, which nobody awaits."""
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004
+        raise ConfigurationError(
+            f"{getattr(function, '__qualname__', function)!s} is an `async def`, and cannot be {what}: make it a plain "
+            "`def`. It works around `async def` handlers too"
+        )

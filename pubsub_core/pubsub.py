@@ -24,7 +24,6 @@ from pubsub_core.broker import (
     TopicOptions,
 )
 from pubsub_core.clock import Clock, SystemClock
-from pubsub_core.context import CORRELATION_ID, CURRENT_MESSAGE
 from pubsub_core.cron import CronSpec, EverySpec, Spec
 from pubsub_core.dead_letters import DeadLetters
 from pubsub_core.errors import (
@@ -35,9 +34,10 @@ from pubsub_core.errors import (
     SubscriptionError,
     ValidationError,
 )
+from pubsub_core.headers import HeadersHook, inherited_headers, merged_headers
 from pubsub_core.ids import published_at
 from pubsub_core.message import NO_HEADERS, Message, SubscriptionKey
-from pubsub_core.middleware import HandleMiddleware, PublishMiddleware, chain
+from pubsub_core.middleware import HandleMiddleware, PublishMiddleware, chain, refuse_async
 from pubsub_core.names import check_name, did_you_mean, is_name
 from pubsub_core.retry import ExponentialBackoff, RetryPolicy
 from pubsub_core.runtime import Runtime
@@ -72,6 +72,7 @@ class PubSub:
         self._schedules: dict[str, Schedule] = {}
         self._handle_middleware: list[HandleMiddleware] = []
         self._publish_middleware: list[PublishMiddleware] = []
+        self._header_hooks: list[HeadersHook] = []
         self._own_runtime: Runtime | None = None
         Settings.parse(self._keywords)
 
@@ -292,12 +293,25 @@ class PubSub:
 
     def middleware(self, function: HandleMiddleware) -> HandleMiddleware:
         """Add a middleware around every handler. The first added is the outermost. Usable as a decorator."""
+        refuse_async(function, "middleware")
         self._handle_middleware.append(function)
         return function
 
     def publish_middleware(self, function: PublishMiddleware) -> PublishMiddleware:
         """Add a middleware around every publish. The first added is the outermost. Usable as a decorator."""
+        refuse_async(function, "publish_middleware")
         self._publish_middleware.append(function)
+        return function
+
+    def headers(self, function: HeadersHook) -> HeadersHook:
+        """Have a function called at each publish, which returns headers to add. Usable as a decorator.
+
+        It is called where `publish` is, also that of a batch, so it may look at what is current there: the tenant, the
+        user. Headers that the publish is given win over it, and it wins over inherited ones; of several functions the
+        last wins. What it raises is raised by `publish`; nothing is sent. Schedules do not call it.
+        """
+        refuse_async(function, "headers")
+        self._header_hooks.append(function)
         return function
 
     # Publishing
@@ -384,15 +398,21 @@ class PubSub:
             )
         if key is not None and not isinstance(key, str):
             raise ValidationError(f"key={key!r} on topic {name!r}: a key is text")
-        checked_headers = _checked_headers(name, headers)
+        inherited = self._inherited_headers()
+        if headers or inherited or self._header_hooks:
+            all_headers = merged_headers(name, headers, self._header_hooks, inherited)
+        else:
+            all_headers = NO_HEADERS
         if id is None:
             id, now = runtime.make_id(), datetime.fromtimestamp(runtime.clock.time(), UTC)
         else:
             now = _moment_of(name, id)
         if expires is None:
-            return Message(id, name, payload, now, key, checked_headers)
+            return Message(id, name, payload, now, key, all_headers)
         expires_at = _moment_after(now, _checked_seconds(name, "expires", expires))
-        return Message(id, name, payload, now, key, checked_headers, expires_at=expires_at)
+        return Message(id, name, payload, now, key, all_headers, expires_at=expires_at)
+
+    _inherited_headers = staticmethod(inherited_headers)
 
     def scheduled_message(self, schedule: Schedule, tick: float) -> Message[bytes] | None:
         """Return the message of a tick, through the publish middleware; None if that keeps it back."""
@@ -620,18 +640,6 @@ class Batch:
             self.commit()
         else:
             self.discard()
-
-
-def _checked_headers(topic: str, headers: Mapping[str, str] | None) -> Mapping[str, str]:
-    current = CURRENT_MESSAGE.get(None)
-    if not headers and current is None:
-        return NO_HEADERS
-    copy = dict(headers or {})
-    if not all(isinstance(name, str) and isinstance(value, str) for name, value in copy.items()):
-        raise ValidationError(f"headers on topic {topic!r}: names and values are text")
-    if current is not None:
-        copy.setdefault(CORRELATION_ID, current.headers.get(CORRELATION_ID, current.id))
-    return MappingProxyType(copy)
 
 
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")

@@ -1,23 +1,25 @@
 """`PubSub` for Flask: declared once, for any number of apps, each with settings and a broker of its own."""
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, cast
 from weakref import WeakSet
 
-from flask import Flask, current_app, has_app_context
+from flask import Flask, current_app, has_app_context, has_request_context
 from werkzeug.local import LocalProxy
 
 import pubsub_core
 from pubsub_core.clock import Clock
 from pubsub_core.errors import ConfigurationError
+from pubsub_core.headers import inherited_headers
 from pubsub_core.message import Delivery
 from pubsub_core.middleware import HandleMiddleware, HandleNext
 from pubsub_core.pubsub import Batch
 from pubsub_core.runtime import Runtime
 from pubsub_flask.config import settings_for
+from pubsub_flask.request_headers import headers_of_request
 from pubsub_flask.session import session_of_context
 
 KEY = "pubsub"
@@ -35,6 +37,11 @@ class State:
     makes_way: bool = False
 
 
+def _inherited_headers() -> Mapping[str, str] | None:
+    inherited = inherited_headers()
+    return headers_of_request() if inherited is None and has_request_context() else inherited
+
+
 class PubSub(pubsub_core.PubSub):
     """Topics, subscriptions and schedules of Flask applications, and the way to publish.
 
@@ -43,7 +50,8 @@ class PubSub(pubsub_core.PubSub):
 
     Settings are read at `init_app`: keywords given here, then `PUBSUB_*` of `app.config`, then of the environment, as
     `PUBSUB_*` or `FLASK_PUBSUB_*`. Publishing works within a context of the app and, if there is one app, anywhere.
-    Each handler runs in an app context of its own.
+    Each handler runs in an app context of its own. What is published in a request inherits its `X-Request-ID`, as the
+    correlation id, and its `traceparent`.
     """
 
     _key = KEY
@@ -100,6 +108,8 @@ class PubSub(pubsub_core.PubSub):
         Raises ConfigurationError if there is none, or there are several and none of them is current.
         """
         return self._state(self._bound or chosen_app(self._apps, "PubSub")).runtime
+
+    _inherited_headers = staticmethod(_inherited_headers)
 
     @property
     def session(self) -> Batch:
