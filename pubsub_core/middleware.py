@@ -1,7 +1,8 @@
-"""Functions around every handler, and around every publish.
+"""Functions around every handler, and around every publish. They are plain functions, also around `async def` handlers.
 
-A handle middleware gets the decoded delivery and `call_next`; the handler runs inside `call_next`. What it raises
-is settled as if the handler had raised it. The one added first is the outermost.
+A handle middleware gets the decoded delivery and `call_next`; the handler runs inside `call_next`. What it raises,
+before or after, is settled as if the handler had raised it; if it returns, the message is done, whether it called
+`call_next` or not. The one added first is the outermost.
 
     def log_duration(delivery: Delivery[Any], call_next: HandleNext) -> None:
         started = monotonic()
@@ -10,8 +11,9 @@ is settled as if the handler had raised it. The one added first is the outermost
         finally:
             log.info("handled", extra={"topic": delivery.message.topic, "seconds": monotonic() - started})
 
-A publish middleware gets the message with its payload not yet encoded, and `call_next`, to which it may pass a changed
-copy (`dataclasses.replace`). What it raises is raised by `publish`; nothing is sent.
+A publish middleware gets the message with its payload not yet encoded, and `call_next`, to which it may pass a copy
+with another payload, key or headers (`dataclasses.replace`). What it raises is raised by `publish`; nothing is sent,
+unless `call_next` had returned. If it does not call `call_next`, nothing is sent either.
 """
 
 import inspect

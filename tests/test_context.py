@@ -104,9 +104,7 @@ def test_a_hook_that_raises_or_returns_no_text_stops_the_publish(pubsub: PubSub)
         return answers.pop()
 
     for _ in range(4):
-        with pytest.raises(
-            ValidationError, match=r"headers on topic 'orders', by .*tenant: (they are a mapping|names)"
-        ):
+        with pytest.raises(ValidationError, match=r"headers on topic 'orders', by .*tenant: (they are a|names)"):
             pubsub.publish("orders", 1)
     with pytest.raises(PermissionError, match="no tenant"):
         pubsub.publish("orders", 1)
