@@ -80,7 +80,7 @@ class SqliteBroker:
 
     def _open(self) -> sqlite3.Connection:
         db = sqlite3.connect(self._path, timeout=5.0, isolation_level=None, check_same_thread=False)
-        db.executescript(f"PRAGMA journal_mode = WAL; {_SCHEMA}")
+        db.executescript(f"PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; BEGIN IMMEDIATE; {_SCHEMA} COMMIT")
         return db
 
     def close(self) -> None:
@@ -110,9 +110,7 @@ class SqliteBroker:
             raise Unsupported("nothing was published: an SQLite file has no replicas. Use 'memory' or 'fsync'")
         for topic in {message.topic for message in messages}:
             if self.options.topics.get(topic, seam.USUAL).max_backlog is not None:
-                raise Unsupported(
-                    f"nothing was published: topic {topic!r} has max_backlog=, which sqlite:// cannot keep"
-                )
+                raise Unsupported(f"nothing was published: topic {topic!r} has a max_backlog, which sqlite:// has not")
         with self.transaction("publishing", fsync=durability.fsync) as db:
             return [self._publish(db, one, terms.get(one.id, seam.Terms()), again=again) for one in messages]
 
@@ -169,7 +167,7 @@ class SqliteBroker:
         long_ago = now - self.options.superseded_for
         with self.transaction("naming schedules") as db:
             for key, spec in schedules.items():
-                known, last, named = self._schedule(db, key) or (spec, now, now)
+                _, known, last, named = self._schedule(db, key) or (owner, spec, now, now)
                 if known != spec and (is_start or named < long_ago):
                     known, last = spec, max(last, now)
                 if known == spec:
@@ -180,7 +178,7 @@ class SqliteBroker:
         return last_ticks
 
     def _schedule(self, db: sqlite3.Connection, key: seam.ScheduleKey) -> Any:
-        known = "SELECT spec, last, named FROM schedules WHERE namespace = ? AND topic = ? AND name = ?"
+        known = "SELECT owner, spec, last, named FROM schedules WHERE namespace = ? AND topic = ? AND name = ?"
         return db.execute(known, (self.options.namespace, *key)).fetchone()
 
     def _keep(self, db: sqlite3.Connection, key: seam.ScheduleKey, *facts: str | float) -> None:
@@ -190,18 +188,18 @@ class SqliteBroker:
     def fire(self, key: seam.ScheduleKey, spec: str, tick: float, message: Message[bytes]) -> seam.Fired:
         now = self.time()
         with self.transaction("firing a schedule") as db:
-            known, last, named = self._schedule(db, key) or (spec, tick - 0.001, now)
+            owner, known, last, named = self._schedule(db, key) or ("-", spec, tick - 0.001, now)
             if known != spec:
                 if named >= now - self.options.superseded_for:
                     return "superseded"
                 last = max(last, now)
-                self._keep(db, key, "-", spec, last, now)
+                self._keep(db, key, owner, spec, last, now)
             if tick > now:
                 return "early"
             if tick <= last:
                 return "past"
             self._store(db, message, now)
-            self._keep(db, key, "-", spec, tick, now)
+            self._keep(db, key, owner, spec, tick, now)
         return "fired"
 
 
