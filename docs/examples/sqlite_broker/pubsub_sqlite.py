@@ -20,6 +20,9 @@ from pubsub_core import broker as seam
 from pubsub_core.errors import BrokerError, BrokerFull, BrokerUnavailable, ConfigurationError, LeaseLost, Unsupported
 from pubsub_core.message import DeadLetterReason, Delivery, Message, SubscriptionKey
 
+_Db = sqlite3.Connection
+_Taken = list[Delivery[bytes]]
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS messages (seq INTEGER PRIMARY KEY AUTOINCREMENT, stream, id, stored REAL, payload, facts);
 CREATE INDEX IF NOT EXISTS messages_of_a_stream ON messages (stream, seq);
@@ -57,10 +60,10 @@ class SqliteBroker:
         self.options = options
         self._path = path
         self._lock = threading.Lock()
-        self._connection: sqlite3.Connection | None = None
+        self._connection: _Db | None = None
 
     @contextmanager
-    def transaction(self, what: str, *, fsync: bool = False) -> Iterator[sqlite3.Connection]:
+    def transaction(self, what: str, *, fsync: bool = False) -> Iterator[_Db]:
         """Do what is done with the connection as a whole, or not at all. Raises our errors in place of SQLite's."""
         with self._lock:
             try:
@@ -78,7 +81,7 @@ class SqliteBroker:
                 kind = BrokerFull if "full" in str(error) else BrokerUnavailable
                 raise kind(f"{what} at sqlite:///{self._path}: {error}. Nothing was done") from error
 
-    def _open(self) -> sqlite3.Connection:
+    def _open(self) -> _Db:
         db = sqlite3.connect(self._path, timeout=5.0, isolation_level=None, check_same_thread=False)
         db.executescript(f"PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; BEGIN IMMEDIATE; {_SCHEMA} COMMIT")
         return db
@@ -114,7 +117,7 @@ class SqliteBroker:
         with self.transaction("publishing", fsync=durability.fsync) as db:
             return [self._publish(db, one, terms.get(one.id, seam.Terms()), again=again) for one in messages]
 
-    def _publish(self, db: sqlite3.Connection, message: Message[bytes], own: seam.Terms, *, again: bool) -> str:
+    def _publish(self, db: _Db, message: Message[bytes], own: seam.Terms, *, again: bool) -> str:
         """Store a message, at once or for later; return the id that stands for it."""
         now, stream = self.time(), self.stream(message.topic)
         if again:
@@ -126,25 +129,19 @@ class SqliteBroker:
             first = db.execute(known, (stream, own.dedup, now)).fetchone()
             if first is not None:
                 return str(first[0])
-            key = (stream, own.dedup, message.id, now + own.window)
-            db.execute("INSERT OR REPLACE INTO dedup VALUES (?, ?, ?, ?)", key)
+            _put(db, "dedup", stream, own.dedup, message.id, now + own.window)
         due = now + own.delay if own.at is None else own.at
         if due <= now:
-            self._store(db, message, now)
+            _put(db, "messages", None, stream, message.id, now, message.payload, _facts(message))
         else:
-            later = (stream, message.id, due, message.payload, _facts(message))
-            db.execute("INSERT INTO delayed VALUES (?, ?, ?, ?, ?)", later)
+            _put(db, "delayed", stream, message.id, due, message.payload, _facts(message))
         return message.id
 
-    def _store(self, db: sqlite3.Connection, message: Message[bytes], now: float) -> None:
-        row = (self.stream(message.topic), message.id, now, message.payload, _facts(message))
-        db.execute("INSERT INTO messages (stream, id, stored, payload, facts) VALUES (?, ?, ?, ?, ?)", row)
-
-    def move_due(self, db: sqlite3.Connection, topic: str, now: float) -> None:
+    def move_due(self, db: _Db, topic: str, now: float) -> None:
         """Store what is due of the delayed messages."""
         stream, due = self.stream(topic), "FROM delayed WHERE stream = ?1 AND due <= ?2"
-        moved = f"SELECT stream, id, ?2, payload, facts {due} ORDER BY due, id"
-        db.execute(f"INSERT INTO messages (stream, id, stored, payload, facts) {moved}", (stream, now))
+        moved = f"SELECT NULL, stream, id, ?2, payload, facts {due} ORDER BY due, id"
+        db.execute(f"INSERT INTO messages {moved}", (stream, now))
         db.execute(f"DELETE {due}", (stream, now))
 
     def cancel(self, topic: str, message_id: str) -> bool:
@@ -171,19 +168,15 @@ class SqliteBroker:
                 if known != spec and (is_start or named < long_ago):
                     known, last = spec, max(last, now)
                 if known == spec:
-                    self._keep(db, key, owner, spec, last, now)
+                    _put(db, "schedules", self.options.namespace, *key, owner, spec, last, now)
                 last_ticks[key] = last
             unnamed = "DELETE FROM schedules WHERE namespace = ? AND owner = ? AND named < ?"
             db.execute(unnamed, (self.options.namespace, owner, long_ago))
         return last_ticks
 
-    def _schedule(self, db: sqlite3.Connection, key: seam.ScheduleKey) -> Any:
+    def _schedule(self, db: _Db, key: seam.ScheduleKey) -> Any:
         known = "SELECT owner, spec, last, named FROM schedules WHERE namespace = ? AND topic = ? AND name = ?"
         return db.execute(known, (self.options.namespace, *key)).fetchone()
-
-    def _keep(self, db: sqlite3.Connection, key: seam.ScheduleKey, *facts: str | float) -> None:
-        row = (self.options.namespace, *key, *facts)
-        db.execute("INSERT OR REPLACE INTO schedules VALUES (?, ?, ?, ?, ?, ?, ?)", row)
 
     def fire(self, key: seam.ScheduleKey, spec: str, tick: float, message: Message[bytes]) -> seam.Fired:
         now = self.time()
@@ -193,13 +186,13 @@ class SqliteBroker:
                 if named >= now - self.options.superseded_for:
                     return "superseded"
                 last = max(last, now)
-                self._keep(db, key, owner, spec, last, now)
+                _put(db, "schedules", self.options.namespace, *key, owner, spec, last, now)
             if tick > now:
                 return "early"
             if tick <= last:
                 return "past"
-            self._store(db, message, now)
-            self._keep(db, key, owner, spec, tick, now)
+            _put(db, "messages", None, self.stream(key.topic), message.id, now, message.payload, _facts(message))
+            _put(db, "schedules", self.options.namespace, *key, owner, spec, tick, now)
         return "fired"
 
 
@@ -234,8 +227,8 @@ class SqliteConsumer:
             with suppress(Empty):
                 self._bell.get(timeout=min(left, _POLL))
 
-    def _take(self, db: sqlite3.Connection, credit: Mapping[SubscriptionKey, int]) -> list[Delivery[bytes]]:
-        now, taken = self._broker.time(), list[Delivery[bytes]]()
+    def _take(self, db: _Db, credit: Mapping[SubscriptionKey, int]) -> _Taken:
+        now, taken = self._broker.time(), _Taken()
         self._join(db, now)
         crashes = "SELECT coalesce(max(crashes), 0) FROM deliveries WHERE owner = ?"
         (worst,) = db.execute(crashes, (self.name,)).fetchone()
@@ -250,7 +243,7 @@ class SqliteConsumer:
             taken += parked + self._take_new(db, key, count - len(parked))
         return taken
 
-    def _join(self, db: sqlite3.Connection, now: float) -> None:
+    def _join(self, db: _Db, now: float) -> None:
         """Register, if this is the first time, or if others thought us gone. A group that does not exist is made."""
         if db.execute("INSERT OR IGNORE INTO consumers VALUES (?, ?)", (self.name, now)).rowcount:
             for one in self._memberships:
@@ -258,7 +251,7 @@ class SqliteConsumer:
                 group = (stream, one.key.group, self._before(db, stream, one.start))
                 db.execute("INSERT OR IGNORE INTO groups VALUES (?, ?, ?)", group)
 
-    def _before(self, db: sqlite3.Connection, stream: str, start: seam.Start) -> int:
+    def _before(self, db: _Db, stream: str, start: seam.Start) -> int:
         """Return the number after which a new group begins."""
         if start == "earliest":
             return 0
@@ -267,30 +260,25 @@ class SqliteConsumer:
         newest = "SELECT max(seq) FROM sqlite_sequence WHERE name = 'messages'"
         return int(db.execute(f"SELECT coalesce(({first}), ({newest}), 0)", (stream, since)).fetchone()[0])
 
-    def _take_parked(
-        self, db: sqlite3.Connection, key: SubscriptionKey, count: int, now: float, *, suspects: bool
-    ) -> list[Delivery[bytes]]:
+    def _take_parked(self, db: _Db, key: SubscriptionKey, count: int, now: float, *, suspects: bool) -> _Taken:
         due = """SELECT seq, attempt, crashes FROM deliveries WHERE stream = ? AND name = ? AND owner IS NULL
             AND due <= ? AND (crashes > 0) = ? ORDER BY due, seq LIMIT ?"""
-        return self._hand_over(db, key, due, (now, suspects, count))
+        return self._hand_over(db, key, due, now, suspects, count)
 
-    def _take_new(self, db: sqlite3.Connection, key: SubscriptionKey, count: int) -> list[Delivery[bytes]]:
+    def _take_new(self, db: _Db, key: SubscriptionKey, count: int) -> _Taken:
         new = """SELECT seq, 1, 0 FROM messages WHERE stream = ?1
             AND seq > (SELECT last FROM groups WHERE stream = ?1 AND name = ?2) ORDER BY seq LIMIT ?3"""
-        taken = self._hand_over(db, key, new, (count,))
+        taken = self._hand_over(db, key, new, count)
         if taken:
             last = (taken[-1].message.position, self._broker.stream(key.topic), key.group)
             db.execute("UPDATE groups SET last = ? WHERE stream = ? AND name = ?", last)
         return taken
 
-    def _hand_over(
-        self, db: sqlite3.Connection, key: SubscriptionKey, query: str, values: tuple[float, ...]
-    ) -> list[Delivery[bytes]]:
+    def _hand_over(self, db: _Db, key: SubscriptionKey, query: str, *values: float) -> _Taken:
         """Make what a query finds this consumer's."""
         group, taken = (self._broker.stream(key.topic), key.group), []
         for seq, attempt, crashes in db.execute(query, (*group, *values)).fetchall():
-            row = (*group, seq, self.name, None, attempt, crashes)
-            db.execute("INSERT OR REPLACE INTO deliveries VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+            _put(db, "deliveries", *group, seq, self.name, None, attempt, crashes)
             payload, facts = db.execute("SELECT payload, facts FROM messages WHERE seq = ?", (seq,)).fetchone()
             taken.append(Delivery(_message(key, payload, facts, seq, attempt), key, crashes))
         return taken
@@ -305,7 +293,7 @@ class SqliteConsumer:
         with self._broker.transaction("acknowledging") as db:
             self._ack(db, deliveries)
 
-    def _ack(self, db: sqlite3.Connection, deliveries: Sequence[Delivery[bytes]]) -> None:
+    def _ack(self, db: _Db, deliveries: Sequence[Delivery[bytes]]) -> None:
         names = [self._names(one)[:3] for one in deliveries]  # whoever owns it by now: the handler did succeed
         db.executemany("DELETE FROM deliveries WHERE stream = ? AND name = ? AND seq = ?", names)
 
@@ -324,8 +312,8 @@ class SqliteConsumer:
         message, names = delivery.message, self._names(delivery)
         with self._broker.transaction("dead-lettering") as db:
             self._must_be_mine(delivery, db.execute(f"DELETE FROM deliveries WHERE {_MINE}", names))
-            letter = (*names[:2], self._broker.time(), message.payload, _facts(message), json.dumps(asdict(reason)))
-            db.execute("INSERT INTO dead_letters VALUES (?, ?, ?, ?, ?, ?)", letter)
+            facts = (_facts(message), json.dumps(asdict(reason)))
+            _put(db, "dead_letters", *names[:2], self._broker.time(), message.payload, *facts)
 
     def _names(self, delivery: Delivery[bytes]) -> tuple[str | int, ...]:
         message = delivery.message
@@ -348,13 +336,13 @@ class SqliteConsumer:
             self._retain(db, now)
         return options.heartbeat
 
-    def _give_back(self, db: sqlite3.Connection, name: str, *, crashed: bool) -> None:
+    def _give_back(self, db: _Db, name: str, *, crashed: bool) -> None:
         """Hand what a consumer holds to others, and watch it no more."""
         counted = "attempt = attempt + ?1, crashes = crashes + ?1"
         db.execute(f"UPDATE deliveries SET owner = NULL, due = 0, {counted} WHERE owner = ?2", (crashed, name))
         db.execute("DELETE FROM consumers WHERE name = ?", (name,))
 
-    def _retain(self, db: sqlite3.Connection, now: float) -> None:
+    def _retain(self, db: _Db, now: float) -> None:
         """Delete what was kept for long enough: never a message that some group has not settled."""
         options = self._broker.options
         floor = """SELECT min(coalesce((SELECT min(seq) FROM deliveries AS open
@@ -369,6 +357,10 @@ class SqliteConsumer:
     def close(self) -> None:
         with suppress(BrokerError), self._broker.transaction("leaving") as db:
             self._give_back(db, self.name, crashed=False)
+
+
+def _put(db: _Db, table: str, *row: Any) -> None:
+    db.execute(f"INSERT OR REPLACE INTO {table} VALUES ({', '.join('?' * len(row))})", row)
 
 
 def _facts(message: Message[bytes]) -> str:
