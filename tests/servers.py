@@ -374,7 +374,7 @@ class Proxy:
     def cut(self, at: bytes, *, carried_out: bool) -> None:
         """From the request in which `at` stands until `mend`, bring no reply and let nobody connect.
 
-        That request is still carried out, or not.
+        That request is still carried out, soon, or not.
         """
         self._await(at, "cut after" if carried_out else "cut before")
 
@@ -397,19 +397,20 @@ class Proxy:
     def _handle(self, client: socket.socket, address: Any, server: Any) -> None:
         if self._is_cut.is_set():
             return
-        is_mute = threading.Event()
+        is_mute, is_cut = threading.Event(), threading.Event()
         with socket.create_connection(self._target) as upstream:
             upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            back = threading.Thread(target=self._bring_back, args=(upstream, client, is_mute), daemon=True)
+            back = threading.Thread(target=self._bring_back, args=(upstream, client, is_mute, is_cut), daemon=True)
             back.start()
             with contextlib.suppress(OSError):  # one side is gone
                 while request := client.recv(65536):
                     fate = self._fate_of(request)
-                    if fate is not None and fate.startswith("cut"):
+                    if fate in ("cut before", "cut after"):
                         self._is_cut.set()
+                        is_cut.set()
                     if fate == "cut before":
                         break
-                    if fate in ("lose the reply", "cut after"):
+                    if fate == "lose the reply":
                         is_mute.set()
                     elif fate == "hold back":
                         self.let_go.wait(STARTS_WITHIN)
@@ -418,10 +419,13 @@ class Proxy:
                 upstream.shutdown(socket.SHUT_RDWR)
             back.join()
 
-    def _bring_back(self, upstream: socket.socket, client: socket.socket, is_mute: threading.Event) -> None:
+    def _bring_back(
+        self, upstream: socket.socket, client: socket.socket, is_mute: threading.Event, is_cut: threading.Event
+    ) -> None:
         with contextlib.suppress(OSError):
             while (reply := upstream.recv(65536)) and not is_mute.is_set():
-                client.sendall(reply)
+                if not is_cut.is_set():  # then the rest of the request is still on its way, so nothing is closed
+                    client.sendall(reply)
         with contextlib.suppress(OSError):
             client.shutdown(socket.SHUT_RDWR)
 
