@@ -42,7 +42,9 @@ from pubsub_core.errors import (
     Unsupported,
     ValidationError,
 )
+from pubsub_core.logs import ContextFilter
 from pubsub_core.message import DeadLetterReason, Delivery, Message, SubscriptionKey
+from pubsub_core.middleware import HandleMiddleware, HandleNext, PublishMiddleware, PublishNext
 from pubsub_core.pubsub import Batch, PubSub
 from pubsub_core.retry import ExponentialBackoff, FixedDelay, NoRetry, RetryPolicy
 from pubsub_core.settings import Settings
@@ -64,6 +66,7 @@ __all__ = [
     "ConfigurationError",
     "Consumer",
     "ConsumersPresent",
+    "ContextFilter",
     "DeadLetter",
     "DeadLetterReason",
     "DeadLetters",
@@ -73,6 +76,8 @@ __all__ = [
     "ExponentialBackoff",
     "FixedDelay",
     "GroupState",
+    "HandleMiddleware",
+    "HandleNext",
     "HandlerTimeout",
     "Inspector",
     "InvalidPayload",
@@ -87,6 +92,8 @@ __all__ = [
     "PubSub",
     "PubSubError",
     "PublishError",
+    "PublishMiddleware",
+    "PublishNext",
     "PublishUncertain",
     "Reject",
     "Retry",

@@ -206,9 +206,10 @@ class Broker(Protocol):
         Returns the ids that stand for the messages: their own, or for one whose `dedup` was used before, that of the
         first, and then it is not stored. Storing and looking are one.
 
-        Blocks for `publish_timeout` at most. Raises BrokerUnavailable, BrokerFull or NotPermitted if none was stored,
-        or says how many are, and PublishUncertain, with the ids in question, if that cannot be known. `again` says that
-        some may be stored already, by an earlier publish: those that are, by their ids, are not stored twice.
+        Blocks for `publish_timeout` at most. Raises BrokerUnavailable, BrokerFull or NotPermitted if none was stored
+        but those that the error names (`stored`), and PublishUncertain, with the ids in question, if that cannot be
+        known. `again` says that some may be stored already, by an earlier publish: those that are, by their ids, are
+        not stored twice.
 
         With a `durability` the disk and the replicas have them too when it returns. Raises Unsupported if the server
         cannot say so: nothing was stored; and NotConfirmed if it did not say so in time: they are stored, and may still

@@ -25,13 +25,26 @@
 `Retry` and `Reject` are not errors of the library: a handler raises them to say what shall become of its message.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from types import MappingProxyType
 from typing import Any
 
 
 class PubSubError(Exception):
     """The root of every error of this library."""
+
+
+class _OfSeveral:
+    """What an error of a publish of several messages knows of those that are stored all the same."""
+
+    stored: Mapping[str, str] = MappingProxyType({})
+    """Their ids, each with the id that stands for it: its own, or with `dedup` that of the first one."""
+
+    @property
+    def stored_ids(self) -> tuple[str, ...]:
+        """Their ids, in the order of publishing. `commit()` of their batch does not send them again."""
+        return tuple(self.stored)
 
 
 class ConfigurationError(PubSubError, ValueError):
@@ -42,8 +55,8 @@ class SubscriptionError(ConfigurationError):
     """A handler cannot be subscribed as it is written. The text names its file and line."""
 
 
-class PublishError(PubSubError):
-    """A publish did not end in "stored"."""
+class PublishError(_OfSeveral, PubSubError):
+    """A publish did not end in "stored". Of a batch, `stored_ids` are the ids of those messages that did."""
 
 
 class ValidationError(PublishError, ValueError):
@@ -64,8 +77,9 @@ class PayloadTooLarge(ValidationError):
 class PublishUncertain(PublishError):
     """The connection broke after the messages were sent, and looking for them failed too.
 
-    They may be stored or not. `message_ids` are the ids that nobody can vouch for, in the order of publishing.
-    Publishing them again under these ids (`id=`, or `commit()` of their batch) stores nothing twice.
+    They may be stored or not. `message_ids` are the ids that nobody can vouch for, in the order of publishing; others
+    of a batch are stored if they are in `stored_ids`, and not if they are not. Publishing them again under these ids
+    (`id=`, or `commit()` of their batch) stores nothing twice.
     """
 
     def __init__(self, message: str, message_ids: Sequence[str]) -> None:
@@ -74,7 +88,7 @@ class PublishUncertain(PublishError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Cross processes whole."""
-        return type(self), (str(self), self.message_ids)
+        return type(self), (str(self), self.message_ids), self.__dict__
 
 
 class NotConfirmed(PublishError):
@@ -90,11 +104,11 @@ class NotConfirmed(PublishError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Cross processes whole."""
-        return type(self), (str(self), self.message_ids)
+        return type(self), (str(self), self.message_ids), self.__dict__
 
 
-class BrokerError(PubSubError):
-    """The broker refused a request, or cannot be reached."""
+class BrokerError(_OfSeveral, PubSubError):
+    """The broker refused a request, or cannot be reached. Of a batch, only the messages of `stored_ids` are stored."""
 
 
 class BrokerUnavailable(BrokerError):

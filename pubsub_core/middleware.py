@@ -1,7 +1,8 @@
-"""Functions around every handler, and around every publish.
+"""Functions around every handler, and around every publish. They are plain functions, also around `async def` handlers.
 
-A handle middleware gets the decoded delivery and `call_next`; the handler runs inside `call_next`. What it raises
-is settled as if the handler had raised it. The one added first is the outermost.
+A handle middleware gets the decoded delivery and `call_next`; the handler runs inside `call_next`. What it raises,
+before or after, is settled as if the handler had raised it; if it returns, the message is done, whether it called
+`call_next` or not. The one added first is the outermost.
 
     def log_duration(delivery: Delivery[Any], call_next: HandleNext) -> None:
         started = monotonic()
@@ -10,13 +11,16 @@ is settled as if the handler had raised it. The one added first is the outermost
         finally:
             log.info("handled", extra={"topic": delivery.message.topic, "seconds": monotonic() - started})
 
-A publish middleware gets the message with its payload not yet encoded, and `call_next`, to which it may pass a changed
-copy (`dataclasses.replace`). What it raises is raised by `publish`; nothing is sent.
+A publish middleware gets the message with its payload not yet encoded, and `call_next`, to which it may pass a copy
+with another payload, key or headers (`dataclasses.replace`). What it raises is raised by `publish`; nothing is sent,
+unless `call_next` had returned. If it does not call `call_next`, nothing is sent either.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from pubsub_core.errors import ConfigurationError
 from pubsub_core.message import Delivery, Message
 
 HandleNext = Callable[[Delivery[Any]], None]
@@ -43,3 +47,12 @@ def _around(layer: Callable[[V, Callable[[V], None]], None], call_next: Callable
         layer(value, call_next)
 
     return call
+
+
+def refuse_async(function: object, what: str) -> None:
+    """Raise ConfigurationError if calling it would only make a coroutine, which nobody awaits."""
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004
+        raise ConfigurationError(
+            f"{getattr(function, '__qualname__', function)!s} is an `async def`, and cannot be {what}: make it a plain "
+            "`def`. It works around `async def` handlers too"
+        )

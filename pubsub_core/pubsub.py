@@ -4,6 +4,7 @@ import math
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -23,14 +24,21 @@ from pubsub_core.broker import (
     TopicOptions,
 )
 from pubsub_core.clock import Clock, SystemClock
-from pubsub_core.context import CORRELATION_ID, CURRENT_MESSAGE
 from pubsub_core.cron import CronSpec, EverySpec, Spec
 from pubsub_core.dead_letters import DeadLetters
 from pubsub_core.decorators import HandlerDecorator
-from pubsub_core.errors import ConfigurationError, PayloadTooLarge, SubscriptionError, ValidationError
+from pubsub_core.errors import (
+    BrokerError,
+    ConfigurationError,
+    PayloadTooLarge,
+    PublishUncertain,
+    SubscriptionError,
+    ValidationError,
+)
+from pubsub_core.headers import HeadersHook, inherited_headers, merged_headers
 from pubsub_core.ids import published_at
 from pubsub_core.message import NO_HEADERS, Message, SubscriptionKey, message_of
-from pubsub_core.middleware import HandleMiddleware, PublishMiddleware, chain
+from pubsub_core.middleware import HandleMiddleware, PublishMiddleware, chain, refuse_async
 from pubsub_core.names import check_name, did_you_mean, is_name
 from pubsub_core.retry import ExponentialBackoff, RetryPolicy
 from pubsub_core.runtime import Runtime
@@ -69,6 +77,7 @@ class PubSub:
         self._schedules: dict[str, Schedule] = {}
         self._handle_middleware: list[HandleMiddleware] = []
         self._publish_middleware: list[PublishMiddleware] = []
+        self._header_hooks: list[HeadersHook] = []
         self._own_runtime: Runtime | None = None
         Settings.parse(self._keywords)
 
@@ -330,12 +339,25 @@ class PubSub:
 
     def middleware(self, function: HandleMiddleware) -> HandleMiddleware:
         """Add a middleware around every handler. The first added is the outermost. Usable as a decorator."""
+        refuse_async(function, "middleware")
         self._handle_middleware.append(function)
         return function
 
     def publish_middleware(self, function: PublishMiddleware) -> PublishMiddleware:
         """Add a middleware around every publish. The first added is the outermost. Usable as a decorator."""
+        refuse_async(function, "publish_middleware")
         self._publish_middleware.append(function)
+        return function
+
+    def headers(self, function: HeadersHook) -> HeadersHook:
+        """Have a function called at each publish, which returns headers to add. Usable as a decorator.
+
+        It is called where `publish` is, also that of a batch, so it may look at what is current there: the tenant, the
+        user. Headers that the publish is given win over it, and it wins over inherited ones; of several functions the
+        last wins. What it raises is raised by `publish`; nothing is sent. Schedules do not call it.
+        """
+        refuse_async(function, "headers")
+        self._header_hooks.append(function)
         return function
 
     # Publishing
@@ -422,7 +444,11 @@ class PubSub:
             )
         if key is not None and not isinstance(key, str):
             raise ValidationError(f"key={key!r} on topic {name!r}: a key is text")
-        checked_headers = _checked_headers(name, headers)
+        inherited = self._inherited_headers()
+        if headers or inherited or self._header_hooks:
+            all_headers = merged_headers(name, headers, self._header_hooks, inherited)
+        else:
+            all_headers = NO_HEADERS
         if id is None:
             id, now = runtime.make_id(), datetime.fromtimestamp(runtime.clock.time(), UTC)
         else:
@@ -434,7 +460,7 @@ class PubSub:
                 "payload": payload,
                 "published_at": now,
                 "key": key,
-                "headers": checked_headers,
+                "headers": all_headers,
                 "attempt": 1,
                 "group": None,
                 "source": "publish",
@@ -443,6 +469,8 @@ class PubSub:
                 "scheduled_for": None,
             }
         )
+
+    _inherited_headers = staticmethod(inherited_headers)
 
     def scheduled_message(self, schedule: Schedule, tick: float) -> Message[bytes] | None:
         """Return the message of a tick, through the publish middleware; None if that keeps it back."""
@@ -548,24 +576,30 @@ class Batch:
                 batch.publish(placed, order)
 
     Each `publish` validates at once. Leaving the block sends all in order, in one round trip per node; if the block
-    raises, nothing is sent. If sending fails the messages stay, and `commit()` may be called again: what is stored by
-    then is not stored twice.
+    raises, nothing is sent. If sending fails, the error's `stored_ids` are what is stored all the same; the rest stays,
+    and `commit()` may be called again: it sends only that, and nothing is stored twice.
     """
 
     def __init__(self, pubsub: PubSub, runtime: Runtime, durability: Durability | None) -> None:
         self._pubsub = pubsub
         self._runtime = runtime
         self._durability = durability
-        self._waiting: list[Message[bytes]] = []
+        self._sent: list[str] = []
+        self._forget()
+
+    def _forget(self) -> None:
+        self._added: list[str] = []  # the ids of what was added since all was sent
+        self._stored: dict[str, str] = {}  # of these what is stored, and the ids that stand for it
+        self._waiting: list[Message[bytes]] = []  # the others
         self._terms: dict[str, Terms] = {}  # of what waits, by id
         self._asked = IN_MEMORY  # by what waits
-        self._may_be_stored = False  # some of what waits
-        self._sent: list[str] = []
+        self._doubtful: set[str] = set()  # of what waits, what may be stored
+        self._has_failed = False
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """The ids of all messages sent so far, in order; of one whose `dedup` was used before, that of the first."""
-        return tuple(self._sent)
+        """The ids of all messages stored so far, in order; of one whose `dedup` was used before, that of the first."""
+        return (*self._sent, *(self._stored[one] for one in self._added if one in self._stored))
 
     def publish(
         self,
@@ -591,26 +625,64 @@ class Batch:
         own = _terms(message.topic, delay, at, expires, dedup)
         chain(
             pubsub._publish_middleware,  # noqa: SLF001
-            lambda changed: self._waiting.append(pubsub._encoded(runtime, changed)),  # noqa: SLF001
+            lambda changed: self._add(pubsub._encoded(runtime, changed)),  # noqa: SLF001
         )(message)
         if own is not None:
             self._terms[message.id] = own
         self._asked |= self._durability or pubsub._durability(runtime, message.topic, None)  # noqa: SLF001
-        self._may_be_stored |= id is not None
+        if id is not None:
+            self._doubtful.add(id)
         return message.id
 
+    def _add(self, message: Message[bytes]) -> None:
+        self._waiting.append(message)
+        self._added.append(message.id)
+
     def commit(self) -> tuple[str, ...]:
-        """Send what waits, and return the ids of what was sent now. May be called again after an error."""
-        again, self._may_be_stored = self._may_be_stored, True
-        ids = tuple(self._runtime.broker.publish(self._waiting, self._asked, again=again, terms=self._terms))
+        """Send what waits. Returns the ids of all that was added since a commit last sent everything.
+
+        May be called again after an error: then it sends what is not known to be stored.
+        """
+        if self._has_failed:
+            # Looking for what may be stored takes as long as there is much behind it, so the rest goes on its own.
+            numbers = [number for number, one in enumerate(self._waiting, 1) if one.id in self._doubtful]
+            last = max(numbers, default=0)
+            parts = [(self._waiting[:last], True), (self._waiting[last:], False)]
+        else:
+            parts = [(self._waiting, bool(self._doubtful))]
+        for messages, again in parts:
+            if messages:
+                self._send(messages, again=again)
+        ids = tuple(self._stored[one] for one in self._added)
         self._sent.extend(ids)
         self._forget()
         return ids
 
-    def _forget(self) -> None:
-        self._waiting.clear()
-        self._terms = {}
-        self._asked, self._may_be_stored = IN_MEMORY, False
+    def _send(self, messages: Sequence[Message[bytes]], *, again: bool) -> None:
+        broker, names = self._runtime.broker, [message.id for message in messages]
+        try:
+            ids = broker.publish(messages, self._asked, again=again, terms=self._terms)
+        except BaseException as error:
+            self._has_failed = True
+            if isinstance(error, BrokerError | PublishUncertain) and len(set(self._added)) == len(self._added):
+                self._note_stored(error.stored)
+                self._doubtful.update(getattr(error, "message_ids", ()))
+            else:  # also what is stored must be confirmed, or could be of another topic: look for all of it
+                self._doubtful.update(names)
+            raise
+        self._note_stored(dict(zip(names, ids, strict=True)))
+
+    def _note_stored(self, stored: Mapping[str, str]) -> None:
+        self._stored.update(stored)
+        self._waiting = [message for message in self._waiting if message.id not in stored] if stored else self._waiting
+        self._doubtful -= stored.keys()
+
+    def discard(self) -> Mapping[str, int]:
+        """Forget what waits, and return how many messages of which topics that were. What is stored stays so."""
+        counts = Counter(message.topic for message in self._waiting)
+        self._sent = list(self.ids)
+        self._forget()
+        return counts
 
     def __enter__(self) -> "Batch":
         """Start the block."""
@@ -623,19 +695,7 @@ class Batch:
         if kind is None:
             self.commit()
         else:
-            self._forget()
-
-
-def _checked_headers(topic: str, headers: Mapping[str, str] | None) -> Mapping[str, str]:
-    current = CURRENT_MESSAGE.get(None)
-    if not headers and current is None:
-        return NO_HEADERS
-    copy = dict(headers or {})
-    if not all(isinstance(name, str) and isinstance(value, str) for name, value in copy.items()):
-        raise ValidationError(f"headers on topic {topic!r}: names and values are text")
-    if current is not None:
-        copy.setdefault(CORRELATION_ID, current.headers.get(CORRELATION_ID, current.id))
-    return MappingProxyType(copy)
+            self.discard()
 
 
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")

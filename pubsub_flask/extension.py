@@ -1,22 +1,26 @@
 """`PubSub` for Flask: declared once, for any number of apps, each with settings and a broker of its own."""
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, cast
 from weakref import WeakSet
 
-from flask import Flask, current_app, has_app_context
+from flask import Flask, current_app, has_app_context, has_request_context
 from werkzeug.local import LocalProxy
 
 import pubsub_core
 from pubsub_core.clock import Clock
 from pubsub_core.errors import ConfigurationError
+from pubsub_core.headers import inherited_headers
 from pubsub_core.message import Delivery
 from pubsub_core.middleware import HandleMiddleware, HandleNext
+from pubsub_core.pubsub import Batch
 from pubsub_core.runtime import Runtime
 from pubsub_flask.config import settings_for
+from pubsub_flask.request_headers import headers_of_request
+from pubsub_flask.session import session_of_context
 
 KEY = "pubsub"
 
@@ -33,6 +37,11 @@ class State:
     makes_way: bool = False
 
 
+def _inherited_headers() -> Mapping[str, str] | None:
+    inherited = inherited_headers()
+    return headers_of_request() if inherited is None and has_request_context() else inherited
+
+
 class PubSub(pubsub_core.PubSub):
     """Topics, subscriptions and schedules of Flask applications, and the way to publish.
 
@@ -41,7 +50,8 @@ class PubSub(pubsub_core.PubSub):
 
     Settings are read at `init_app`: keywords given here, then `PUBSUB_*` of `app.config`, then of the environment, as
     `PUBSUB_*` or `FLASK_PUBSUB_*`. Publishing works within a context of the app and, if there is one app, anywhere.
-    Each handler runs in an app context of its own.
+    Each handler runs in an app context of its own. What is published in a request inherits its `X-Request-ID`, as the
+    correlation id, and its `traceparent`.
     """
 
     _key = KEY
@@ -98,6 +108,29 @@ class PubSub(pubsub_core.PubSub):
         Raises ConfigurationError if there is none, or there are several and none of them is current.
         """
         return self._state(self._bound or chosen_app(self._apps, "PubSub")).runtime
+
+    _inherited_headers = staticmethod(_inherited_headers)
+
+    @property
+    def session(self) -> Batch:
+        """A batch that lasts as long as the current app context or, within a request, as that.
+
+            pubsub.session.publish(orders, OrderPlaced(order_id=1, total=9.5))
+            db.session.commit()
+            pubsub.session.commit()
+
+        What is not committed by then is discarded, with a warning, also after an exception. Contexts have sessions of
+        their own, also one within another. Raises ConfigurationError outside of the contexts of this one's apps.
+        """
+        app = current_app._get_current_object() if has_app_context() else None  # type: ignore[attr-defined]  # noqa: SLF001
+        if app is None or app not in self._apps or (self._bound is not None and self._bound is not app):
+            raise ConfigurationError(
+                "pubsub.session lasts as long as an app context, and "
+                + (f"the current one is that of {app.name!r}, another app" if app is not None else "there is none here")
+                + ": use it within a request, a handler or `with app.app_context():`, or send messages together by "
+                "`with pubsub.batch() as batch:`"
+            )
+        return session_of_context(app, self._key, self.batch)
 
     def _state(self, app: Flask) -> State:
         return cast(State, app.extensions[self._key])

@@ -12,10 +12,11 @@ from types import MappingProxyType
 from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
-from flask import Flask, g, has_app_context
+from flask import Flask, current_app, has_app_context
 
 from pubsub_core.errors import ConfigurationError
 from pubsub_core.message import Message
+from pubsub_core.pubsub import Batch
 from pubsub_core.retry import FixedDelay
 from pubsub_core.runtime import Runtime
 from pubsub_core.subscription import Subscription, Takes
@@ -88,24 +89,24 @@ class Producer:
 
     @property
     def session(self) -> "ProducerSession":
-        """Messages to be sent together: the session of the app context; outside of one, a new session at each use."""
-        if not has_app_context():
-            return ProducerSession(self._pubsub())
-        sessions: dict[Producer, ProducerSession] = g.setdefault("_pubsub_sessions", {})
-        if self not in sessions:
-            sessions[self] = ProducerSession(self._pubsub())
-        return sessions[self]
+        """Messages to be sent together: those of `PubSub.session`; outside of an app context a new one at each use."""
+        app, pubsub = self._app(), self._pubsub()
+        is_current = has_app_context() and current_app._get_current_object() is app  # type: ignore[attr-defined]  # noqa: SLF001
+        return ProducerSession(pubsub.session if is_current else pubsub.batch())
+
+    def _app(self) -> Flask:
+        return chosen_app(list(self._keys), "Producer")
 
     def _pubsub(self) -> PubSub:
-        app = chosen_app(list(self._keys), "Producer")
+        app = self._app()
         return cast(State, app.extensions[self._keys[app]]).pubsub.bound_to(app)
 
 
 class ProducerSession:
     """Messages that are sent together, in order. Not for use by several threads at once."""
 
-    def __init__(self, pubsub: PubSub) -> None:
-        self._batch = pubsub.batch()
+    def __init__(self, batch: Batch) -> None:
+        self._batch = batch
 
     def add(self, stream_name: str, payload: Any) -> str:
         """Add a message, and return the id that it will have. Raises ValidationError, adding nothing, if it is bad."""

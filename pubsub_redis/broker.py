@@ -604,17 +604,26 @@ class _Publish:
         del self._waiting[name]
         del self._doubtful[name]
 
-    def _final(self, error: BrokerError) -> Exception:
+    def _final(self, error: BrokerError) -> BrokerError | PublishUncertain:
         stored = f". Of {len(self._messages)} messages {len(self._stored)} are stored" if self._stored else ""
         sent = [one for one in self._doubtful.values() if one is not None]
         if not self._doubtful or (isinstance(error, Unsupported) and not sent):
-            return type(error)(f"{error}{stored}")
+            refused = type(error)(f"{error}{stored}")
+            refused.stored = self._standing()
+            return refused
         self._broker.remember_unfenced(sent)
-        return PublishUncertain(
+        uncertain = PublishUncertain(
             f"{error}{stored}. {len(self._doubtful)} messages were sent, not confirmed, and could not be looked for: "
             "they may be stored. To publish them again under their ids (id=, or commit() of their batch) is safe",
             tuple(message_id for _, message_id in self._doubtful),
         )
+        uncertain.stored = self._standing()
+        return uncertain
+
+    def _standing(self) -> dict[str, str]:
+        """Return the ids of what is stored, each with the id that stands for it."""
+        stored = [(message, _name(message)) for message in self._messages]
+        return {message.id: self._others.get(name, message.id) for message, name in stored if name in self._stored}
 
     # Looking for what may be stored
 
@@ -707,11 +716,13 @@ class _Publish:
         try:
             self._persist(lambda: self._confirm_on_nodes(waiting), "waiting for disk or replicas: publishing")
         except BrokerError as error:
-            raise NotConfirmed(
+            unconfirmed = NotConfirmed(
                 f"{error}. {len(waiting)} messages were stored, but are not confirmed: they may be lost with the "
                 "server. To publish them again under their ids (id=, or commit() of their batch) asks again",
                 tuple(message_id for _, message_id in waiting),
-            ) from error.__cause__ or error
+            )
+            unconfirmed.stored = self._standing()
+            raise unconfirmed from error.__cause__ or error
 
     def _confirm_on_nodes(self, waiting: dict[_Name, Message[bytes]]) -> None:
         for node, messages in self._by_node(waiting.values()).items():

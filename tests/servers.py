@@ -353,6 +353,7 @@ class Proxy:
         self._fate: tuple[bytes, str] | None = None
         self.let_go = threading.Event()
         self.struck = threading.Event()
+        self._is_cut = threading.Event()
         self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), self._handle)  # type: ignore[arg-type]  # a function does
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), name="proxy", daemon=True)
@@ -370,6 +371,17 @@ class Proxy:
         """Once, deliver the request in which this stands, and what follows it, no earlier than `let_go` is set."""
         self._await(request, "hold back")
 
+    def cut(self, at: bytes, *, carried_out: bool) -> None:
+        """From the request in which `at` stands until `mend`, bring no reply and let nobody connect.
+
+        That request is still carried out, soon, or not.
+        """
+        self._await(at, "cut after" if carried_out else "cut before")
+
+    def mend(self) -> None:
+        """Let clients connect again."""
+        self._is_cut.clear()
+
     def _await(self, word: bytes, fate: str) -> None:
         self.struck.clear()
         self._fate = (word, fate)
@@ -383,14 +395,21 @@ class Proxy:
         return fate
 
     def _handle(self, client: socket.socket, address: Any, server: Any) -> None:
-        is_mute = threading.Event()
+        if self._is_cut.is_set():
+            return
+        is_mute, is_cut = threading.Event(), threading.Event()
         with socket.create_connection(self._target) as upstream:
             upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            back = threading.Thread(target=self._bring_back, args=(upstream, client, is_mute), daemon=True)
+            back = threading.Thread(target=self._bring_back, args=(upstream, client, is_mute, is_cut), daemon=True)
             back.start()
             with contextlib.suppress(OSError):  # one side is gone
                 while request := client.recv(65536):
                     fate = self._fate_of(request)
+                    if fate in ("cut before", "cut after"):
+                        self._is_cut.set()
+                        is_cut.set()
+                    if fate == "cut before":
+                        break
                     if fate == "lose the reply":
                         is_mute.set()
                     elif fate == "hold back":
@@ -400,10 +419,13 @@ class Proxy:
                 upstream.shutdown(socket.SHUT_RDWR)
             back.join()
 
-    def _bring_back(self, upstream: socket.socket, client: socket.socket, is_mute: threading.Event) -> None:
+    def _bring_back(
+        self, upstream: socket.socket, client: socket.socket, is_mute: threading.Event, is_cut: threading.Event
+    ) -> None:
         with contextlib.suppress(OSError):
             while (reply := upstream.recv(65536)) and not is_mute.is_set():
-                client.sendall(reply)
+                if not is_cut.is_set():  # then the rest of the request is still on its way, so nothing is closed
+                    client.sendall(reply)
         with contextlib.suppress(OSError):
             client.shutdown(socket.SHUT_RDWR)
 

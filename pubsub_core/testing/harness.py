@@ -24,10 +24,11 @@ from pubsub_core.clock import Clock, SystemClock
 from pubsub_core.ids import IdMaker, published_at
 from pubsub_core.message import DeadLetterReason, Delivery, Message, SubscriptionKey
 
-FEATURES: frozenset[str] = frozenset({"inspect", "foreign", "undecodable", "fork"})
+FEATURES: frozenset[str] = frozenset({"inspect", "bounded", "foreign", "undecodable", "fork"})
 """What a backend may be unable to do, and then leaves out of its `features`:
 
 `inspect`      its brokers are Inspectors
+`bounded`      topics may have a `max_backlog`; without it, publishing to one that has raises Unsupported
 `foreign`      other programs may write into a topic: `BrokerConformance.foreign` does
 `undecodable`  an entry may be damaged, or not ours: `BrokerConformance.undecodable` writes one
 `fork`         a forked child of the process reaches the same messages

@@ -221,6 +221,7 @@ class TimeConformance(Harness):
 
     # Bounded topics.
 
+    @needs("bounded")
     @pytest.mark.parametrize("overflow", ["reject", "drop_oldest"])
     def test_a_delayed_message_keeps_to_the_bounds_of_its_topic(self, broker: Broker, overflow: Overflow) -> None:
         """It counts when it is due: then it waits for room, or the oldest are dropped for it."""
@@ -405,6 +406,7 @@ class TimeConformance(Harness):
         assert self.fire(broker, schedule, resumed + 0.05) == "fired"
         assert len(self.take(self.consumer(broker, key), 1)) == 1
 
+    @needs("bounded")
     def test_a_tick_waits_for_room_in_its_topic(self, broker: Broker) -> None:
         """It is not fired then, and may be fired later."""
         key = self.key()

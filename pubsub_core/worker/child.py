@@ -16,6 +16,7 @@ from types import FrameType
 import pubsub_core
 from pubsub_core.backends import masked
 from pubsub_core.errors import BrokerError, ConfigurationError, PubSubError
+from pubsub_core.logs import ContextFilter, WorkerFormatter
 from pubsub_core.pubsub import PubSub
 from pubsub_core.subscription import Subscription
 from pubsub_core.worker.options import LoadTarget, WorkerOptions
@@ -130,9 +131,10 @@ def configure_logging(level: str | None) -> None:
     """Log to stderr, unless the application has configured logging; None leaves all as it is."""
     if level is None or logging.getLogger().handlers:
         return
-    logging.basicConfig(
-        level=level.upper(), format="%(asctime)s [%(process)d] %(levelname)s %(message)s", datefmt="%H:%M:%S"
-    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(WorkerFormatter("%(asctime)s [%(process)d] %(levelname)s %(message)s", "%H:%M:%S"))
+    handler.addFilter(ContextFilter())
+    logging.basicConfig(level=level.upper(), handlers=[handler])
 
 
 def banner(worker: Worker, options: WorkerOptions) -> str:

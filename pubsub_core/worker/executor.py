@@ -357,4 +357,5 @@ def _fields(about: Message[bytes] | Delivery[bytes]) -> dict[str, Any]:
         "message_id": message.id,
         "group": message.group,
         "attempt": message.attempt,
+        "correlation_id": message.headers.get(CORRELATION_ID, message.id),
     }
