@@ -97,7 +97,13 @@ class PubSub(pubsub_core.PubSub):
 
         Raises ConfigurationError if there is none, or there are several and none of them is current.
         """
+        if self._stand_ins:
+            return self._stand_ins[-1]
         return self._state(self._bound or chosen_app(self._apps, "PubSub")).runtime
+
+    def serving(self, runtime: Runtime) -> "PubSub":
+        """Return this PubSub bound to the app whose runtime that is."""
+        return next(self.bound_to(app) for app in self._apps if self._state(app).runtime is runtime)
 
     def _state(self, app: Flask) -> State:
         return cast(State, app.extensions[self._key])
