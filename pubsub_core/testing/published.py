@@ -97,6 +97,7 @@ class Publications(Sequence[PublishedMessage[T]], Generic[T]):
 
     def only(self) -> PublishedMessage[T]:
         """Return the only one. Raises AssertionError, with what comes near, if there is none, or several."""
+        __tracebackhide__ = True
         if len(self.messages) != 1:
             raise AssertionError(f"expected one message, and there are {len(self.messages)}:\n{self!r}")
         return self.messages[0]
@@ -217,7 +218,7 @@ def _compared(actual: Sequence[Any], expected: Sequence[Any]) -> list[str]:
             lines.append(f"missing: {_text(wanted)}")
             continue
         surplus.remove(nearest)
-        if _lines(nearest)[1:] == _lines(wanted)[1:]:
+        if _plain(nearest) == _plain(wanted):
             kinds = type(nearest).__name__, type(wanted).__name__
             lines.append(f"a {kinds[0]} was published, and a {kinds[1]} of the same content expected: {_text(nearest)}")
         else:
@@ -244,11 +245,15 @@ def _likeness(one: Any, other: Any) -> float:
     return difflib.SequenceMatcher(None, _lines(one), _lines(other)).ratio()
 
 
+def _plain(payload: Any) -> Any:
+    return pydantic_core.to_jsonable_python(payload, fallback=repr)
+
+
 def _lines(payload: Any) -> list[str]:
-    """Return the payload in lines: its type, then its content."""
-    plain = pydantic_core.to_jsonable_python(payload, fallback=repr)
-    name = type(payload).__name__ if not isinstance(payload, dict | list | str | int | float | None) else ""
-    return [name, *json.dumps(plain, indent=2, ensure_ascii=False).splitlines()]
+    """Return the payload in lines: its type, if that is no plain one, and its content."""
+    first, *rest = json.dumps(_plain(payload), indent=2, ensure_ascii=False).splitlines()
+    name = "" if isinstance(payload, dict | list | str | int | float | None) else type(payload).__name__
+    return [f"{name} " * bool(name) + first, *rest]
 
 
 def _text(payload: Any) -> str:
