@@ -485,9 +485,7 @@ class PubSub:
             for name, schedule in [*self._schedules.items()]:
                 if name not in known and schedule.payload is not None:
                     del self._schedules[name]
-            self._handle_middleware[handle:] = [
-                one for one in self._handle_middleware[handle:] if not _is_local(one)
-            ]
+            self._handle_middleware[handle:] = [one for one in self._handle_middleware[handle:] if not _is_local(one)]
             self._publish_middleware[publish:] = [
                 one for one in self._publish_middleware[publish:] if not _is_local(one)
             ]

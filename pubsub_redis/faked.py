@@ -85,7 +85,7 @@ class _FakedClient(FakeSocket):
         """Keep the server's text, which fakeredis would turn into an error of redis-py and back."""
         return error
 
-    def _xreadgroup(
+    def _xreadgroup(  # noqa: PLR0917  # fakeredis has it so
         self,
         consumer_name: bytes,
         group_params: list[tuple[StreamGroup, bytes, bytes]],

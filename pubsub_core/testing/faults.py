@@ -1,11 +1,11 @@
 """Faults that a test may order: of publishing, and of handling."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from pubsub_core.errors import BrokerUnavailable, ConfigurationError, PublishUncertain
+from pubsub_core.errors import BrokerUnavailable, PublishUncertain
 from pubsub_core.message import Delivery, Message
 from pubsub_core.outcome import Acked, Outcome
 from pubsub_core.topic import Topic
@@ -78,9 +78,7 @@ class Faults:
         if not again:
             where = f" on topic {name!r}" if name else ""
             raise AssertionError(f"nothing was acknowledged{where} that could be delivered again: run_until_idle first")
-        self._again += [
-            replace(one, message=replace(one.message, attempt=one.message.attempt + 1)) for one in again
-        ]
+        self._again += [replace(one, message=replace(one.message, attempt=one.message.attempt + 1)) for one in again]
         return len(again)
 
     def outstanding(self) -> Sequence[str]:
@@ -114,7 +112,7 @@ class Faults:
         if is_stored is True:
             raise PublishUncertain(_UNCERTAIN, ids)
 
-    def _due(self, messages: Sequence[Message[bytes]]) -> "bool | None | str":
+    def _due(self, messages: Sequence[Message[bytes]]) -> bool | str | None:
         for ordered, is_stored in self._publishing:
             if any(ordered.strikes(topic) for topic in sorted({message.topic for message in messages})):
                 return is_stored

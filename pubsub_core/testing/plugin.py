@@ -28,7 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run tests that use the fixture `pubsub` on this broker: memory:// (the default), fakeredis://, "
         "redis+embedded://, redis://host:6379/0, ...; a test's own marker wins",
     )
-    parser.addini("pubsub_app", "the application under test, as `pubsub worker` takes it: shop:create_app()", default="")
+    parser.addini("pubsub_app", "the application under test: module:attribute", default="")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -72,7 +72,9 @@ def _pubsub_kit(
     settings: dict[str, Any] = {"url": request.config.getoption("--pubsub-url")}
     for marker in reversed([*request.node.iter_markers("pubsub")]):
         if marker.args:
-            raise pytest.UsageError(f"@pytest.mark.pubsub{marker.args!r}: it takes keywords only, as in url='redis://...'")
+            raise pytest.UsageError(
+                f"@pytest.mark.pubsub{marker.args!r}: it takes keywords only, as in url='redis://...'"
+            )
         settings |= marker.kwargs
     if settings["url"] == "redis+embedded://":
         settings["url"] += f"{_directory(request.config, tmp_path_factory)}?idle=3"

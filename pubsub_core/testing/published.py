@@ -127,7 +127,7 @@ class Publications(Sequence[PublishedMessage[T]], Generic[T]):
             return self.topic == other.topic and self.ids == other.ids
         return self.payloads == other
 
-    __hash__ = None  # type: ignore[assignment]  # it compares as a list
+    __hash__ = None  # it compares as a list
 
     def __repr__(self) -> str:
         """The payloads, and what comes near if there are none."""
@@ -158,9 +158,7 @@ def publications(
     known = topics.get(name)
     if known is None:
         declared = ", ".join(repr(one) for one in sorted(topics)) or "none at all"
-        raise ConfigurationError(
-            f"nobody declared a topic {name!r}.{did_you_mean(name, topics)} Declared: {declared}"
-        )
+        raise ConfigurationError(f"nobody declared a topic {name!r}.{did_you_mean(name, topics)} Declared: {declared}")
     counts: dict[str, int] = {}
     for record in records:
         counts[record.message.topic] = counts.get(record.message.topic, 0) + 1

@@ -28,7 +28,7 @@ from pubsub_core.worker.executor import Executor
 from pubsub_core.worker.outage import Outage
 from pubsub_core.worker.process import LEASE, consumer_name
 from pubsub_core.worker.settler import Settler
-from pubsub_core.worker.timeouts import Timeouts
+from pubsub_core.worker.timeouts import Cancel, Run, Timeouts
 
 log = logging.getLogger("pubsub")
 
@@ -77,9 +77,10 @@ class InlineWorker:
             consumer = runtime.broker.consumer([one.membership for one in self._subscriptions], consumer_name())
             consumer.receive({}, 0.0)
             self._consumer = consumer
+        schedules = self._pubsub.schedules if self._fires_schedules else ()
         lease = math.inf if isinstance(runtime.clock, MovableClock) else LEASE * runtime.settings.heartbeat
         self._scheduler = Scheduler(
-            self._pubsub.schedules if self._fires_schedules else (), runtime.broker, runtime.settings.group, self._pubsub.scheduled_message, lease
+            schedules, runtime.broker, runtime.settings.group, self._pubsub.scheduled_message, lease
         )
         self._scheduler.run_due()
 
@@ -158,7 +159,7 @@ class InlineWorker:
         consumer = self._consumer
         assert consumer is not None  # noqa: S101  # there is a delivery of it
         if self._loop is None and any(one.handler.is_async for one in self._subscriptions):
-            self._loop = EventLoop(lambda cancel: self._timeouts.cancel_by(cancel), _died)
+            self._loop = EventLoop(self._cancel_by, _died)
             self._loop.start()
         runtime = self._pubsub.runtime
         return _Executor(
@@ -171,6 +172,9 @@ class InlineWorker:
             max_crashes=runtime.settings.max_crashes,
             broker_time=runtime.broker.time,
         ).intercepted_by(self._settling)
+
+    def _cancel_by(self, cancel: Cancel | None) -> None:
+        self._timeouts.cancel_by(cancel)  # those of this run
 
     def _settling(self, delivery: Delivery[bytes], outcome: Outcome) -> bool:
         """Tell whether the outcome of a delivery shall be lost, as if the process had ended just before. For tests."""
@@ -281,7 +285,7 @@ class _SettlesAtOnce(Settler):
         settle()
 
 
-def _no_thread_to_replace(run: Any) -> None:
+def _no_thread_to_replace(run: Run) -> None:
     log.error("%s will not be interrupted: whoever called it waits until it ends", run.subscription.handler.name)
 
 
