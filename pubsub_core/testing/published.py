@@ -51,7 +51,7 @@ class Payloads(list[Any]):
         """Compare with a list, or a tuple, of payloads."""
         return not self == other
 
-    __hash__ = None  # type: ignore[assignment]  # as of every list
+    __hash__ = None  # as of every list
 
 
 class Publications(Sequence[PublishedMessage[T]], Generic[T]):
@@ -127,7 +127,7 @@ class Publications(Sequence[PublishedMessage[T]], Generic[T]):
             return self.topic == other.topic and self.ids == other.ids
         return self.payloads == other
 
-    __hash__ = None  # it compares as a list
+    __hash__ = None  # type: ignore[assignment]  # it compares as a list
 
     def __repr__(self) -> str:
         """The payloads, and what comes near if there are none."""

@@ -11,6 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from types import TracebackType
 from typing import Any, Literal
 
 from pubsub_core.broker import Consumer
@@ -188,7 +189,7 @@ class InlineWorker:
         error = seen.always or (None if errors == "retry" else seen.error or _codec_error(executor.outcome))
         if error is not None:
             error.add_note(f"Raised by {self._described(delivery)}, {_settled(delivery, executor.outcome)}")
-            raise error
+            raise error.with_traceback(_from_the_handler_on(error.__traceback__))
 
     def _described(self, delivery: Delivery[bytes]) -> str:
         number = self._order.get(delivery.subscription)
@@ -291,6 +292,17 @@ def _no_thread_to_replace(run: Run) -> None:
 
 def _died(error: BaseException) -> None:
     log.critical("the thread %s died", threading.current_thread().name, exc_info=error)
+
+
+def _from_the_handler_on(trace: TracebackType | None) -> TracebackType | None:
+    """Return a traceback without the frames of ours that led to the handler; whole if there are no others."""
+    rest = trace
+    while rest is not None and rest.tb_frame.f_globals.get("__name__", "").startswith(_OURS):
+        rest = rest.tb_next
+    return rest or trace
+
+
+_OURS = ("pubsub_core.", "pubsub_flask.")
 
 
 def _codec_error(outcome: Outcome | None) -> PubSubError | None:
