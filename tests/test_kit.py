@@ -235,7 +235,7 @@ def test_a_timeout_is_kept(pubsub, run_until_idle):
             threading.Event().wait(0.01)
 
     pubsub.publish("orders", 1)
-    with pytest.raises(HandlerTimeout, match="longer than its timeout of 0.1 s"):
+    with pytest.raises(HandlerTimeout, match=r"longer than its timeout of 0\.1 s"):
         run_until_idle()
 
 
@@ -525,7 +525,7 @@ class Shop:
 
 
 def test_a_flask_app_is_bound_for_the_test_and_restored(request):
-    (mark,) = [one for one in request.node.iter_markers("pubsub")][:1]
+    (mark,) = list(request.node.iter_markers("pubsub"))[:1]
     shop = Shop()
     app, another = shop.create_app(), shop.create_app()
     url = mark.kwargs["url"]

@@ -99,7 +99,9 @@ class Publications(Sequence[PublishedMessage[T]], Generic[T]):
         """Return the only one. Raises AssertionError, with what comes near, if there is none, or several."""
         __tracebackhide__ = True
         if len(self.messages) != 1:
-            raise AssertionError(f"expected one message, and there are {len(self.messages)}:\n{self!r}")
+            raise AssertionError(
+                f"expected one message, and there are {len(self.messages)}:\n" + "\n".join(self._in_words())
+            )
         return self.messages[0]
 
     def _some(self, messages: Sequence[PublishedMessage[T]], asked: str) -> "Publications[T]":
@@ -131,13 +133,16 @@ class Publications(Sequence[PublishedMessage[T]], Generic[T]):
 
     def __repr__(self) -> str:
         """The payloads, and what comes near if there are none."""
+        return f"<{'; '.join(self._in_words())}>"
+
+    def _in_words(self) -> list[str]:
         what = f"published({self.topic!r}){self._asked}"
         if self.messages:
-            lines = [f"<{what}: {len(self.messages)}", *(f"  {_shown(one)}" for one in self.messages[:_SHOWN])]
-            lines += [f"  ... and {len(self.messages) - _SHOWN} more"] if len(self.messages) > _SHOWN else []
+            lines = [f"{what}: {len(self.messages)}", *(f"{_shown(one)}" for one in self.messages[:_SHOWN])]
+            lines += [f"and {len(self.messages) - _SHOWN} more"] if len(self.messages) > _SHOWN else []
         else:
-            lines = [f"<{what}: nothing", *(f"  {line}" for line in self._near())]
-        return "\n".join(lines) + ">"
+            lines = [f"{what}: nothing", *self._near()]
+        return lines
 
     def _near(self) -> list[str]:
         if not self._misses:
