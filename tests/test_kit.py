@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 import threading
 from datetime import UTC, datetime, timedelta
+from time import monotonic
 
 import pytest
 from flask import Flask, g, has_request_context
@@ -237,6 +238,27 @@ def test_a_timeout_is_kept(pubsub, run_until_idle):
     pubsub.publish("orders", 1)
     with pytest.raises(HandlerTimeout, match=r"longer than its timeout of 0\.1 s"):
         run_until_idle()
+
+
+def test_a_handler_that_will_not_stop_is_given_up(pubsub, run_until_idle, monkeypatch):
+    monkeypatch.setattr("pubsub_core.worker.timeouts.GRACE", 0.05)
+    attempts = []
+
+    @pubsub.subscribe("orders", timeout=0.05, retry=FixedDelay(0, max_retries=1))
+    def handle(message: Message) -> None:
+        attempts.append(message.attempt)
+        deadline = monotonic() + 0.5
+        while message.attempt == 1 and monotonic() < deadline:
+            try:
+                threading.Event().wait(0.01)
+            except HandlerTimeout:
+                continue
+
+    pubsub.publish("orders", 1)
+    with pytest.raises(HandlerTimeout, match="longer than its timeout"):
+        run_until_idle()
+    assert run_until_idle() == 1
+    assert attempts == [1, 2]
 
 
 def test_a_handler_that_publishes_to_itself_is_found_out(pubsub, run_until_idle):
@@ -550,6 +572,77 @@ def test_a_flask_app_is_bound_for_the_test_and_restored(request):
     with app.app_context():
         assert shop.pubsub.settings.url == "redis://localhost:1/0"
         assert shop.pubsub.settings.namespace == "pubsub"
+
+
+def test_the_two_object_style_is_bound_too(_pubsub_kit):
+    url = _pubsub_kit.pubsub.settings.url
+    app = Flask("original")
+    app.config["PUBSUB_REDIS_URL"] = "redis://localhost:1/0"
+    producer = pubsub_flask.Producer()
+    consumer = pubsub_flask.Consumer("consumer")
+    attempts = []
+
+    @consumer.subscribe("hello_word", retry_count=2, timeout=30)
+    def hello(message: pubsub_flask.Msg) -> None:
+        attempts.append((message.payload["name"], message.attempt))
+        if message.attempt == 1:
+            raise ValueError
+
+    producer.init_app(app)
+    consumer.init_app(app)
+    with Kit(app, url=url) as kit:
+        producer.publish("hello_word", {"name": "dog"})
+        assert kit.run_until_idle(errors="retry") == 1
+        kit.clock.advance(30)
+        assert kit.run_until_idle() == 1
+    assert attempts == [("dog", 1), ("dog", 2)]
+
+
+def test_threads_of_the_test_may_publish(pubsub, run_until_idle, published):
+    @pubsub.subscribe("orders")
+    def note(_: Message) -> None: ...
+
+    threads = [threading.Thread(target=pubsub.publish, args=("orders", number)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert run_until_idle() == 8
+    assert sorted(published("orders").payloads) == list(range(8))
+
+
+def test_a_real_worker_may_run_beside(pubsub):
+    handled = threading.Event()
+
+    @pubsub.subscribe("orders")
+    def note(_: Message) -> None:
+        handled.set()
+
+    with pubsub_core.Worker(pubsub, threads=1):
+        pubsub.publish("orders", 1)
+        assert handled.wait(20)
+
+
+class Stranger:
+    """A third party's broker, which knows nothing of tests."""
+
+    def __init__(self, broker: pubsub_core.Broker) -> None:
+        for name in ("publish", "cancel", "consumer", "time", "join_schedules", "fire", "close"):
+            setattr(self, name, getattr(broker, name))
+
+
+def test_a_backend_that_knows_nothing_of_tests_is_used_as_it_is(monkeypatch):
+    opened = pubsub_core.runtime.open_broker
+    monkeypatch.setattr(pubsub_core.runtime, "open_broker", lambda url, options: Stranger(opened(url, options)))
+    with Kit() as kit:
+        seen = []
+        kit.pubsub.subscribe("orders")(lambda message: seen.append(message.payload))
+        kit.pubsub.publish("orders", 1, delay=60)
+        kit.clock.advance(60)
+        assert kit.run_until_idle() == 1
+        assert kit.published("orders") == [1]
+        with pytest.raises(pubsub_core.Unsupported, match=r"no consumer of memory:// can be lost"):
+            kit.faults.crash_before_ack()
 
 
 # Isolation

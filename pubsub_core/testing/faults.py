@@ -5,7 +5,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from pubsub_core.errors import BrokerUnavailable, PublishUncertain
+from pubsub_core.backends import masked
+from pubsub_core.errors import BrokerUnavailable, PublishUncertain, Unsupported
 from pubsub_core.message import Delivery, Message
 from pubsub_core.outcome import Acked, Outcome
 from pubsub_core.topic import Topic
@@ -61,8 +62,13 @@ class Faults:
         """Have the process die once the next handler is done, before its message is settled in any way.
 
         The message is delivered again, with `attempt` + 1, and one crash more: `PUBSUB_MAX_CRASHES` of them make it a
-        dead letter.
+        dead letter. Raises Unsupported if the backend is one that knows nothing of tests.
         """
+        if not self._kit.can_crash:
+            raise Unsupported(
+                f"no consumer of {masked(self._kit.pubsub.settings.url)} can be lost: its brokers have no for_tests() "
+                "(pubsub_core.testing.controlled)"
+            )
         self._crashes.append(self._order("crash_before_ack", topic, group, times))
 
     def redeliver(self, topic: str | Topic[Any] | None = None, *, group: str | None = None) -> int:
@@ -121,7 +127,7 @@ class Faults:
     def settling(self, delivery: Delivery[bytes], outcome: Outcome) -> bool:
         """Tell whether the process dies now, instead of settling the delivery."""
         if any(one.strikes(delivery.message.topic, delivery.subscription.group) for one in self._crashes):
-            self._kit.lose(self._kit.worker)
+            self._kit.crash()
             return True
         if isinstance(outcome, Acked):
             self._acked.append(delivery)

@@ -127,12 +127,16 @@ class Kit:
                     self.records.append(Record(message, _due_at(terms.get(message.id), now)))
         return ids
 
-    def lose(self, worker: "_KitWorker") -> None:
-        """Have the process of the worker die."""
-        consumer = worker.forsake()
-        broker = self._runtime.unwatched
-        if consumer is not None and broker is not None:
-            broker.lose(consumer)
+    @property
+    def can_crash(self) -> bool:
+        """Whether the backend lets a consumer be lost."""
+        return self._runtime.broker is self._runtime.controlled
+
+    def crash(self) -> None:
+        """Have the process of the worker die, with what it has in hand."""
+        consumer = self.worker.forsake()
+        if consumer is not None and self._runtime.controlled is not None:
+            self._runtime.controlled.lose(consumer)
 
 
 def _due_at(terms: Terms | None, now: float) -> datetime | None:
@@ -166,7 +170,7 @@ class _KitRuntime(Runtime):
     def __init__(self, kit: Kit, settings: Settings, topics: Mapping[str, TopicOptions]) -> None:
         super().__init__(settings, kit.clock, _InNamespace(topics, settings.namespace))
         self._kit = kit
-        self.unwatched: ControlledBroker | None = None
+        self.controlled: ControlledBroker | None = None
 
     def drain(self, make: Any) -> None:
         """Have the test's own worker do it."""
@@ -176,7 +180,7 @@ class _KitRuntime(Runtime):
     def _open(self) -> Broker:
         broker = super()._open()
         if isinstance(broker, Controllable):
-            self.unwatched = broker = broker.for_tests()
+            self.controlled = broker = broker.for_tests()
         return _watched(broker, self._kit)
 
     def close(self) -> None:
@@ -185,9 +189,9 @@ class _KitRuntime(Runtime):
     def close_for_good(self) -> None:
         """Erase what is stored, and close."""
         super().close()
-        if self.unwatched is not None:
-            self.unwatched.erase()
-            self.unwatched.close()
+        if self.controlled is not None:
+            self.controlled.erase()
+            self.controlled.close()
 
 
 def _watched(broker: Broker, kit: Kit) -> Broker:

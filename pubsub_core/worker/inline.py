@@ -55,7 +55,9 @@ class InlineWorker:
         self._consumer: Consumer | None = None
         self._scheduler: Scheduler | None = None
         self._loop: EventLoop | None = None
-        self._timeouts = Timeouts(_no_thread_to_replace, _died)
+        self._timeouts = Timeouts(self._give_up, _died)
+        self._at_work: _Executor | None = None
+        self._joining = threading.RLock()
         self._waiting: list[Delivery[bytes]] = []  # received, and not started
         self._seen = _Seen()
         self.is_running = False
@@ -63,6 +65,10 @@ class InlineWorker:
 
     def join(self) -> None:
         """Join the groups of what is declared by now, and name the schedules. Idempotent."""
+        with self._joining:
+            self._join()
+
+    def _join(self) -> None:
         if self._declared == self._pubsub.declared and (self._consumer is not None or not self._subscriptions):
             return
         self._declared = self._pubsub.declared
@@ -118,7 +124,7 @@ class InlineWorker:
             raise ValueError(f"errors={errors!r}: it is 'raise' or 'retry'")
         if self.is_running:
             raise WorkerError("run_until_idle was called inside of a handler: whoever runs that goes on afterwards")
-        self._timeouts = Timeouts(_no_thread_to_replace, _died)
+        self._timeouts = Timeouts(self._give_up, _died)
         self.is_running = True
         try:
             self._timeouts.start()
@@ -134,7 +140,7 @@ class InlineWorker:
             self._receive()
             if not self._waiting:
                 return handled.total()
-            executor = self._executor()
+            executor = self._at_work = self._executor()
             try:
                 while self._waiting:
                     if handled.total() >= limit:
@@ -176,6 +182,12 @@ class InlineWorker:
 
     def _cancel_by(self, cancel: Cancel | None) -> None:
         self._timeouts.cancel_by(cancel)  # those of this run
+
+    def _give_up(self, run: Run) -> None:
+        """Settle a run that will not stop. The thread cannot be replaced: who called us waits until it ends."""
+        log.error("%s will not be interrupted: whoever called it waits until it ends", run.subscription.handler.name)
+        assert self._at_work is not None  # noqa: S101  # it runs
+        self._at_work.give_up(run)
 
     def _settling(self, delivery: Delivery[bytes], outcome: Outcome) -> bool:
         """Tell whether the outcome of a delivery shall be lost, as if the process had ended just before. For tests."""
@@ -284,10 +296,6 @@ class _SettlesAtOnce(Settler):
 
     def do(self, settle: Callable[[], None]) -> None:
         settle()
-
-
-def _no_thread_to_replace(run: Run) -> None:
-    log.error("%s will not be interrupted: whoever called it waits until it ends", run.subscription.handler.name)
 
 
 def _died(error: BaseException) -> None:
