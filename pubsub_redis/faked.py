@@ -5,6 +5,7 @@ with the process, and no other process reaches them. INFO, ROLE, CONFIG, WAIT an
 and a blocked read does not notice that its group is destroyed.
 """
 
+import atexit
 import contextlib
 import os
 import socket
@@ -41,9 +42,18 @@ def open_fakeredis(url: str, options: BrokerOptions) -> RedisBroker:
         server = _servers.get(name)
         if server is None:
             server = _servers[name] = FakeTcpServer(0)
+            atexit.register(_stop, os.getpid(), server)
             threading.Thread(target=server.serve_forever, args=(0.05,), name="fakeredis", daemon=True).start()
     where = f"redis://127.0.0.1:{server.server_address[1]}/0"
     return RedisBroker(open_servers(where, timeout=max(0.5, options.publish_timeout / 2)), options, url)
+
+
+def _stop(process: int, server: "FakeTcpServer") -> None:
+    """End its threads while Python still runs: one that is inside of Lua when it ends might never let it."""
+    if os.getpid() == process:
+        server.shutdown()
+        server.hang_up()
+        server.server_close()
 
 
 class _FakedClient(FakeSocket):

@@ -574,8 +574,8 @@ def test_a_flask_app_is_bound_for_the_test_and_restored(request):
         assert shop.pubsub.settings.namespace == "pubsub"
 
 
-def test_the_two_object_style_is_bound_too(_pubsub_kit):
-    url = _pubsub_kit.pubsub.settings.url
+def test_the_two_object_style_is_bound_too(pubsub):
+    url = pubsub.settings.url
     app = Flask("original")
     app.config["PUBSUB_REDIS_URL"] = "redis://localhost:1/0"
     producer = pubsub_flask.Producer()
