@@ -20,7 +20,8 @@
     │   └── InvalidPayload          they are JSON, but not what the handler expects
     ├── LeaseLost                   the delivery belongs to another consumer by now
     └── WorkerError                 a worker that cannot run
-        └── HandlerTimeout          raised inside a handler that ran longer than its timeout
+        ├── HandlerTimeout          raised inside a handler that ran longer than its timeout
+        └── NeverIdle               handlers publish for handlers without end, where somebody waits for the end
 
 `Retry` and `Reject` are not errors of the library: a handler raises them to say what shall become of its message.
 """
@@ -157,6 +158,10 @@ class WorkerError(PubSubError):
 
 class HandlerTimeout(WorkerError):
     """Raised inside a handler that ran longer than the `timeout` of its subscription."""
+
+
+class NeverIdle(WorkerError):
+    """So many messages were handled in one go, for a test or an eager publish, that it does not seem to end."""
 
 
 class Retry(Exception):

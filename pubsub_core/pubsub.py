@@ -1,11 +1,13 @@
 """The object that an application holds: it declares topics and subscriptions, and publishes."""
 
+import importlib
 import math
 import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType, TracebackType
@@ -79,6 +81,7 @@ class PubSub:
         self._publish_middleware: list[PublishMiddleware] = []
         self._header_hooks: list[HeadersHook] = []
         self._own_runtime: Runtime | None = None
+        self._stand_ins: list[Runtime] = []  # of a test; shared with copies of this
         Settings.parse(self._keywords)
 
     # Declaring
@@ -405,6 +408,8 @@ class PubSub:
             chain(self._publish_middleware, send)(message)
         else:
             send(message)
+        if runtime.settings.eager:
+            self._drain(runtime)
         return ids[0]
 
     def cancel(self, topic: str | Topic[Any], id: str) -> bool:
@@ -420,6 +425,11 @@ class PubSub:
         It waits for `durability`, or without for all that the topics of its messages ask for.
         """
         return Batch(self, self.runtime, None if durability is None else parse_durability(durability))
+
+    def _drain(self, runtime: Runtime) -> None:
+        """Have what was published handled before the outermost publish returns."""
+        # By name: the worker stands above us, and only who is eager needs it.
+        runtime.drain(lambda: importlib.import_module("pubsub_core.worker.inline").Eager(self.serving(runtime)))
 
     def _durability(self, runtime: Runtime, topic: str, given: str | None) -> Durability:
         if given is not None:
@@ -519,10 +529,48 @@ class PubSub:
     @property
     def runtime(self) -> Runtime:
         """The settings and broker in force here."""
+        if self._stand_ins:
+            return self._stand_ins[-1]
         if self._own_runtime is None:
             settings = Settings.parse(self._keywords, os.environ, {"PUBSUB_GROUP": self._default_group})
             self._own_runtime = Runtime(settings, self._clock, MappingProxyType(self._topic_options))
         return self._own_runtime
+
+    def serving(self, runtime: Runtime) -> "PubSub":
+        """Return this PubSub as a worker of that runtime, which is one of its own, needs it."""
+        del runtime  # there is only one here; in Flask each app has one
+        return self
+
+    @contextmanager
+    def stand_in(self, runtime: Runtime) -> Iterator[None]:
+        """Use another runtime, wherever this is used, for as long as the context lasts. For tests.
+
+        Afterwards all is as before. Handlers, schedules and middleware that functions inside of other functions were
+        made meanwhile, as those of a test are, are forgotten; what a module declared stays.
+        """
+        known = {*self._subscriptions, *self._schedules}
+        handle, publish = len(self._handle_middleware), len(self._publish_middleware)
+        self._stand_ins.append(runtime)
+        try:
+            yield
+        finally:
+            self._stand_ins.pop()
+            for key, one in [*self._subscriptions.items()]:
+                if key not in known and _is_local(one.handler.function):
+                    del self._subscriptions[key]
+                    self._schedules.pop(one.topic, None)
+            for name, schedule in [*self._schedules.items()]:
+                if name not in known and schedule.payload is not None:
+                    del self._schedules[name]
+            self._handle_middleware[handle:] = [one for one in self._handle_middleware[handle:] if not _is_local(one)]
+            self._publish_middleware[publish:] = [
+                one for one in self._publish_middleware[publish:] if not _is_local(one)
+            ]
+
+    @property
+    def declared(self) -> int:
+        """How many subscriptions, schedules and middleware there are: another number tells that there are more."""
+        return len(self._subscriptions) + len(self._schedules) + len(self._handle_middleware)
 
     @property
     def settings(self) -> Settings:
@@ -656,6 +704,8 @@ class Batch:
         ids = tuple(self._stored[one] for one in self._added)
         self._sent.extend(ids)
         self._forget()
+        if self._runtime.settings.eager:
+            self._pubsub._drain(self._runtime)  # noqa: SLF001
         return ids
 
     def _send(self, messages: Sequence[Message[bytes]], *, again: bool) -> None:
@@ -696,6 +746,10 @@ class Batch:
             self.commit()
         else:
             self.discard()
+
+
+def _is_local(function: Callable[..., Any]) -> bool:
+    return "<locals>" in getattr(function, "__qualname__", "")
 
 
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")

@@ -1,7 +1,7 @@
 """One application's settings and broker: what a `PubSub` works with once it is configured."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from pubsub_core.backends import open_broker
 from pubsub_core.broker import Broker, BrokerOptions, TopicOptions
@@ -17,9 +17,10 @@ class Runtime:
         self.settings = settings
         self.clock = clock
         self.make_id = IdMaker(clock)
-        self._topics = topics
+        self.topics = topics
         self._lock = threading.Lock()
         self._broker: Broker | None = None
+        self._drain: Callable[[], None] | None = None
 
     @property
     def broker(self) -> Broker:
@@ -37,16 +38,22 @@ class Runtime:
             settings.namespace,
             settings.heartbeat,
             settings.publish_timeout,
-            self._topics,
+            self.topics,
             settings.retention,
             settings.max_crashes,
             settings.dead_letter_retention,
         )
         return open_broker(settings.url, options)
 
+    def drain(self, make: Callable[[], Callable[[], None]]) -> None:
+        """Handle what was published, here and now (`PUBSUB_EAGER`), by what `make` returned the first time."""
+        with self._lock:
+            drain = self._drain = self._drain or make()
+        drain()
+
     def close(self) -> None:
         """Close the broker's connections, if it was opened. Idempotent; the next use opens it anew."""
         with self._lock:
-            broker, self._broker = self._broker, None
+            broker, self._broker, self._drain = self._broker, None, None
         if broker is not None:
             broker.close()

@@ -5,6 +5,7 @@ import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
+from urllib.parse import urlsplit
 
 from pubsub_core.backends import masked
 from pubsub_core.broker import IN_MEMORY, Durability
@@ -33,6 +34,16 @@ def _seconds(value: object) -> float:
     if not math.isfinite(number) or number <= 0:
         raise ValueError
     return number
+
+
+def _flag(value: object) -> bool:
+    known = _FLAGS.get(str(value).lower())
+    if known is None:
+        raise ValueError
+    return known
+
+
+_FLAGS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 
 
 def _text(value: object) -> str:
@@ -80,6 +91,15 @@ class Settings:
     heartbeat: float = _setting(2.0, _seconds, "seconds, more than 0")
     publish_timeout: float = _setting(5.0, _seconds, "seconds, more than 0")
     shutdown_timeout: float = _setting(25.0, _seconds, "seconds, more than 0")
+    eager: bool = _setting(False, _flag, "true or false")
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot go together."""
+        if self.eager and urlsplit(self.url).scheme != "memory":
+            raise ConfigurationError(
+                f"PUBSUB_EAGER works with memory:// only, and PUBSUB_URL is {masked(self.url)}: on a server, handlers "
+                "belong to a worker. Leave PUBSUB_EAGER out, or set PUBSUB_URL=memory:// where you want it"
+            )
 
     @classmethod
     def parse(cls, *layers: Mapping[str, Any]) -> "Settings":

@@ -107,6 +107,8 @@ class PubSub(pubsub_core.PubSub):
 
         Raises ConfigurationError if there is none, or there are several and none of them is current.
         """
+        if self._stand_ins:
+            return self._stand_ins[-1]
         return self._state(self._bound or chosen_app(self._apps, "PubSub")).runtime
 
     _inherited_headers = staticmethod(_inherited_headers)
@@ -131,6 +133,10 @@ class PubSub(pubsub_core.PubSub):
                 "`with pubsub.batch() as batch:`"
             )
         return session_of_context(app, self._key, self.batch)
+
+    def serving(self, runtime: Runtime) -> "PubSub":
+        """Return this PubSub bound to the app whose runtime that is."""
+        return next(self.bound_to(app) for app in self._apps if self._state(app).runtime is runtime)
 
     def _state(self, app: Flask) -> State:
         return cast(State, app.extensions[self._key])

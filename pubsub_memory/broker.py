@@ -191,6 +191,12 @@ class MemoryBroker:
         """Return a consumer of these subscriptions. The first `receive` joins the groups."""
         return MemoryConsumer(self._store, self._options, self._log, memberships, name, move_due=self._move_due)
 
+    def for_tests(self) -> "MemoryBroker":
+        """Return a broker of the same messages that obeys tests. See `pubsub_core.testing.controlled`."""
+        from pubsub_memory.controlled import ControlledMemoryBroker  # it is built on this one
+
+        return ControlledMemoryBroker(self._store, self._options)
+
     def close(self) -> None:
         """Leave the messages: others of the same name may still need them."""
         self._drops.close()

@@ -442,6 +442,12 @@ class RedisBroker:
         self.call(keys.stream, ("HDEL", keys.floors, key.group, f"~times:{key.group}"), "removing a group")
         self.call(keys.stream, ("DEL", *keys.of_group(key.group)), "removing a group")
 
+    def for_tests(self) -> "RedisBroker":
+        """Return a broker of the same servers that obeys tests. See `pubsub_core.testing.controlled`."""
+        from pubsub_redis.controlled import ControlledRedisBroker  # it is built on this one
+
+        return ControlledRedisBroker(self.servers, self.options, self.shown_url)
+
     def close(self) -> None:
         """Close every connection of this process that nobody uses now."""
         self.drops.close()

@@ -37,7 +37,12 @@ def script(name: str) -> tuple[str, str]:
     for prelude, words in _PRELUDES.items():
         if any(word in source for word in words):
             source = _source(prelude) + source
-    return source, hashlib.sha1(source.encode()).hexdigest()  # noqa: S324  # the server's own name for it
+    return source, sha_of(source)
+
+
+def sha_of(source: str) -> str:
+    """Return the name by which the server knows a script."""
+    return hashlib.sha1(source.encode()).hexdigest()  # noqa: S324  # the server's own name for it
 
 
 # What a script calls stands before it. Each of these calls only those behind it here.

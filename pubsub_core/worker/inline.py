@@ -1,0 +1,345 @@
+"""A worker without threads of its own to handle on: the calling thread does it, and returns when nothing is due.
+
+For tests (`pubsub_core.testing`), where time stands still meanwhile, and for eager publishing. Deliveries pass through
+the same executor as in a `Worker`, so what becomes of them is the same.
+"""
+
+import contextvars
+import logging
+import math
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Literal
+
+from pubsub_core.broker import Consumer
+from pubsub_core.clock import MovableClock
+from pubsub_core.errors import BrokerError, InvalidPayload, NeverIdle, PubSubError, Undecodable, WorkerError
+from pubsub_core.message import Delivery
+from pubsub_core.middleware import HandleNext
+from pubsub_core.outcome import Acked, DeadLettered, Dropped, Outcome, Released, Retried
+from pubsub_core.pubsub import PubSub
+from pubsub_core.retry import RetryPolicy
+from pubsub_core.schedule import Scheduler
+from pubsub_core.subscription import Subscription
+from pubsub_core.worker.event_loop import EventLoop
+from pubsub_core.worker.executor import Executor
+from pubsub_core.worker.outage import Outage
+from pubsub_core.worker.process import LEASE, consumer_name
+from pubsub_core.worker.settler import Settler
+from pubsub_core.worker.timeouts import Cancel, Run, Timeouts
+
+log = logging.getLogger("pubsub")
+
+Errors = Literal["raise", "retry"]
+
+MOST = 10_000
+"""How many deliveries are handled in one go, before it is taken for a loop that never ends."""
+
+
+class InlineWorker:
+    """Handles the subscriptions of a `PubSub`, and fires its schedules, on whatever thread calls it; one at a time.
+
+    It has one consumer, which joins its groups at `join`, and takes one delivery of each subscription per round, in the
+    order in which they were declared. Handlers run in a fresh context (`contextvars`), as on a thread of a `Worker`.
+    """
+
+    def __init__(self, pubsub: PubSub, *, fires_schedules: bool = True) -> None:
+        self._pubsub = pubsub
+        self._fires_schedules = fires_schedules
+        self._declared = -1
+        self._subscriptions: Sequence[Subscription] = ()
+        self._order: dict[Any, int] = {}
+        self._consumer: Consumer | None = None
+        self._scheduler: Scheduler | None = None
+        self._loop: EventLoop | None = None
+        self._timeouts = Timeouts(self._give_up, _died)
+        self._at_work: _Executor | None = None
+        self._joining = threading.RLock()
+        self._waiting: list[Delivery[bytes]] = []  # received, and not started
+        self._seen = _Seen()
+        self.is_running = False
+        """Whether handlers are at work: whoever publishes now is one of them."""
+
+    def join(self) -> None:
+        """Join the groups of what is declared by now, and name the schedules. Idempotent."""
+        with self._joining:
+            self._join()
+
+    def _join(self) -> None:
+        if self._declared == self._pubsub.declared and (self._consumer is not None or not self._subscriptions):
+            return
+        self._declared = self._pubsub.declared
+        self.leave()
+        if self._scheduler is not None:
+            self._scheduler.run_due()  # for the one that comes after it, these would be missed
+        runtime = self._pubsub.runtime
+        self._subscriptions = [
+            replace(one, retry=_Observed(one.retry, self._seen)) for one in self._pubsub.subscriptions()
+        ]
+        self._order = {one.key: number for number, one in enumerate(self._subscriptions)}
+        if self._subscriptions:
+            consumer = runtime.broker.consumer([one.membership for one in self._subscriptions], consumer_name())
+            consumer.receive({}, 0.0)
+            self._consumer = consumer
+        schedules = self._pubsub.schedules if self._fires_schedules else ()
+        lease = math.inf if isinstance(runtime.clock, MovableClock) else LEASE * runtime.settings.heartbeat
+        self._scheduler = Scheduler(
+            schedules, runtime.broker, runtime.settings.group, self._pubsub.scheduled_message, lease
+        )
+        self._scheduler.run_due()
+
+    def leave(self) -> None:
+        """Leave the groups. The next `join` is as that of a new process."""
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            consumer.close()
+
+    def close(self) -> None:
+        """Leave the groups, and end the event loop of `async def` handlers. Idempotent."""
+        self.leave()
+        loop, self._loop = self._loop, None
+        if loop is not None:
+            loop.stop()
+            loop.join()
+
+    def forsake(self) -> Consumer | None:
+        """Forget the consumer without a word, as the end of its process would, but for what was not started."""
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None and self._waiting:
+            consumer.release(self._waiting)
+        self._waiting = []
+        return consumer
+
+    def run_until_idle(self, *, errors: Errors = "raise", limit: int = MOST) -> int:
+        """Handle what is due, and what is published meanwhile; return how many deliveries that were.
+
+        What a handler raises is raised here, after its message was settled as ever, by its retry policy; the rest waits
+        for the next call. With errors="retry" it is not, and a retry that is due at once is among the deliveries.
+        Raises NeverIdle if there is still more after `limit` of them.
+        """
+        if errors not in ("raise", "retry"):
+            raise ValueError(f"errors={errors!r}: it is 'raise' or 'retry'")
+        if self.is_running:
+            raise WorkerError("run_until_idle was called inside of a handler: whoever runs that goes on afterwards")
+        self._timeouts = Timeouts(self._give_up, _died)
+        self.is_running = True
+        try:
+            self._timeouts.start()
+            return self._run(errors, limit)
+        finally:
+            self.is_running = False
+            self._timeouts.stop()
+            self._timeouts.join()
+
+    def _run(self, errors: Errors, limit: int) -> int:
+        handled: Counter[str] = Counter()
+        while True:
+            self._receive()
+            if not self._waiting:
+                return handled.total()
+            executor = self._at_work = self._executor()
+            try:
+                while self._waiting:
+                    if handled.total() >= limit:
+                        raise _never_idle(limit, handled)
+                    delivery = self._waiting.pop(0)
+                    handled[self._described(delivery)] += 1
+                    self._handle(executor, delivery, errors)
+            finally:
+                executor.release(self._waiting)
+                self._waiting = []
+
+    def _receive(self) -> None:
+        """Fire what is due, and take one delivery of each subscription, if there is one."""
+        self.join()
+        assert self._scheduler is not None  # noqa: S101  # `join` made it
+        self._scheduler.run_due()
+        if self._consumer is not None:
+            self._consumer.maintain()
+            received = self._consumer.receive(dict.fromkeys(self._order, 1), 0.0)
+            self._waiting = sorted(received, key=lambda one: self._order.get(one.subscription, -1))
+
+    def _executor(self) -> "_Executor":
+        consumer = self._consumer
+        assert consumer is not None  # noqa: S101  # there is a delivery of it
+        if self._loop is None and any(one.handler.is_async for one in self._subscriptions):
+            self._loop = EventLoop(self._cancel_by, _died)
+            self._loop.start()
+        runtime = self._pubsub.runtime
+        return _Executor(
+            self._subscriptions,
+            [self._seen.watch, *self._pubsub.handle_middleware()],
+            consumer,
+            _SettlesAtOnce(consumer, Outage(), _died),
+            loop=self._loop,
+            timeouts=self._timeouts,
+            max_crashes=runtime.settings.max_crashes,
+            broker_time=runtime.broker.time,
+        ).intercepted_by(self._settling)
+
+    def _cancel_by(self, cancel: Cancel | None) -> None:
+        self._timeouts.cancel_by(cancel)  # those of this run
+
+    def _give_up(self, run: Run) -> None:
+        """Settle a run that will not stop. The thread cannot be replaced: who called us waits until it ends."""
+        log.error("%s will not be interrupted: whoever called it waits until it ends", run.subscription.handler.name)
+        assert self._at_work is not None  # noqa: S101  # it runs
+        self._at_work.give_up(run)
+
+    def _settling(self, delivery: Delivery[bytes], outcome: Outcome) -> bool:
+        """Tell whether the outcome of a delivery shall be lost, as if the process had ended just before. For tests."""
+        del delivery, outcome
+        return False
+
+    def _handle(self, executor: "_Executor", delivery: Delivery[bytes], errors: Errors) -> None:
+        seen = self._seen
+        seen.error = seen.always = None
+        contextvars.Context().run(executor.execute, delivery)
+        error = seen.always or (None if errors == "retry" else seen.error or _codec_error(executor.outcome))
+        if error is not None:
+            error.add_note(f"Raised by {self._described(delivery)}, {_settled(delivery, executor.outcome)}")
+            raise error.with_traceback(_from_the_handler_on(error.__traceback__))
+
+    def _described(self, delivery: Delivery[bytes]) -> str:
+        number = self._order.get(delivery.subscription)
+        name = "(no handler)" if number is None else self._subscriptions[number].handler.name
+        return f"{name}, handler of topic {delivery.message.topic!r} as group {delivery.subscription.group!r}"
+
+
+class Eager:
+    """Handles what a publish left behind, on the thread that published, before that publish returns.
+
+    A publish inside of a handler, or of another thread meanwhile, is handled by the one that is at it already.
+    """
+
+    def __init__(self, pubsub: PubSub) -> None:
+        self._worker = InlineWorker(pubsub, fires_schedules=False)
+        self._is_at_work = threading.Lock()
+        self._is_wanted = False
+
+    def __call__(self) -> None:
+        """Handle what is due. Raises what a handler raises."""
+        self._is_wanted = True
+        while self._is_wanted and self._is_at_work.acquire(blocking=False):
+            try:
+                self._is_wanted = False
+                self._worker.run_until_idle()
+            finally:
+                self._worker.close()
+                self._is_at_work.release()
+
+
+class _Seen:
+    """What went wrong while a delivery was handled: `error` is for the retry policy, `always` is not to be hidden."""
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+        self.always: BaseException | None = None
+
+    def watch(self, delivery: Delivery[Any], call_next: HandleNext) -> None:
+        """A middleware. `KeyboardInterrupt`, and what pytest's `fail` and `skip` raise, are for who called us."""
+        try:
+            call_next(delivery)
+        except Exception:
+            raise
+        except BaseException as error:
+            self.always = error
+            raise
+
+
+class _Observed:
+    """A retry policy that is asked as ever, and tells what it was asked about."""
+
+    def __init__(self, policy: RetryPolicy, seen: _Seen) -> None:
+        self._policy = policy
+        self._seen = seen
+
+    def next_delay(self, attempt: int, error: Exception) -> float | None:
+        self._seen.error = error
+        try:
+            return self._policy.next_delay(attempt, error)
+        except Exception as broken:
+            self._seen.always = self._seen.always or broken
+            raise
+
+
+class _Executor(Executor):
+    """Keeps the outcome of the last delivery, and may be kept from settling it."""
+
+    outcome: Outcome | None = None
+    _intercept: Callable[[Delivery[bytes], Outcome], bool] | None = None
+
+    def intercepted_by(self, intercept: Callable[[Delivery[bytes], Outcome], bool]) -> "_Executor":
+        """Ask this, before a delivery is settled, whether that is to be left out. Returns itself."""
+        self._intercept = intercept
+        return self
+
+    def _settle(self, deliveries: Sequence[Delivery[bytes]], outcome: Outcome) -> None:
+        if not isinstance(outcome, Released) and deliveries:
+            self.outcome = outcome
+            if self._intercept is not None and self._intercept(deliveries[0], outcome):
+                return
+        super()._settle(deliveries, outcome)
+
+
+class _SettlesAtOnce(Settler):
+    """A settler without its thread. What the broker does not take is raised to who called us."""
+
+    def ack(self, delivery: Delivery[bytes]) -> None:
+        self._consumer.ack([delivery])
+
+    def try_again(self, settle: Callable[[], None], error: BrokerError) -> None:
+        raise error
+
+    def do(self, settle: Callable[[], None]) -> None:
+        settle()
+
+
+def _died(error: BaseException) -> None:
+    log.critical("the thread %s died", threading.current_thread().name, exc_info=error)
+
+
+def _from_the_handler_on(trace: TracebackType | None) -> TracebackType | None:
+    """Return a traceback without the frames of ours that led to the handler; whole if there are no others."""
+    rest = trace
+    while rest is not None and rest.tb_frame.f_globals.get("__name__", "").startswith(_OURS):
+        rest = rest.tb_next
+    return rest or trace
+
+
+_OURS = ("pubsub_core.", "pubsub_flask.")
+
+
+def _codec_error(outcome: Outcome | None) -> PubSubError | None:
+    """Return the error of a message that did not even come to its handler."""
+    match outcome:
+        case DeadLettered(reason) if reason.kind == "undecodable":
+            return Undecodable(reason.detail)
+        case DeadLettered(reason) if reason.kind == "invalid payload":
+            return InvalidPayload(reason.detail)
+        case DeadLettered(reason) if reason.kind == "unknown handler":
+            return WorkerError(reason.detail)
+    return None
+
+
+def _settled(delivery: Delivery[bytes], outcome: Outcome | None) -> str:
+    message = f"message {delivery.message.id}, attempt {delivery.message.attempt}"
+    match outcome:
+        case Retried(delay):
+            return f"{message}: to be retried in {delay:g} s"
+        case DeadLettered(reason):
+            return f"{message}: now a dead letter ({reason.kind})"
+        case Acked() | Dropped():
+            return f"{message}: acknowledged"
+    return f"{message}: it was interrupted"
+
+
+def _never_idle(limit: int, handled: Counter[str]) -> NeverIdle:
+    often = "; ".join(f"{count:,} by {name}" for name, count in handled.most_common(3))
+    return NeverIdle(
+        f"{limit:,} deliveries were handled, and there are still more: {often}. A handler that publishes to its own "
+        "topic, or two that publish to each other's, never end. If there really are so many, pass limit="
+    )
