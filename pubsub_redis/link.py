@@ -205,6 +205,10 @@ SCRIPTS = (
     "schedule",
     "forget_schedule",
     "pause_schedule",
+    "count",
+    "find",
+    "seek",
+    "forget_parked",
 )
 
 
