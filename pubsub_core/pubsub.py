@@ -453,6 +453,11 @@ class PubSub:
         return self.runtime.settings
 
     @property
+    def topics(self) -> Sequence[Topic[Any]]:
+        """The topics, in the order of declaring."""
+        return tuple(self._topics.values())
+
+    @property
     def schedules(self) -> Sequence[Schedule]:
         """The schedules, in the order of declaring."""
         return tuple(self._schedules.values())

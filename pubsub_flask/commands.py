@@ -12,23 +12,6 @@ if TYPE_CHECKING:
     from pubsub_core.worker.options import LoadTarget
 
 
-class _Commands(click.Group):
-    """Commands that are made when they are called."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return their names."""
-        return ["worker"]
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Return the command of that name."""
-        from pubsub_core.cli import worker_command
-
-        return worker_command(_app_of_flask, takes_target=False) if cmd_name == "worker" else None
-
-
-pubsub = _Commands("pubsub", help="Run workers for the messages of this app.")
-
-
 def _app_of_flask(_: str | None) -> "tuple[str, LoadTarget]":
     from flask.cli import NoAppException, ScriptInfo
 
@@ -47,3 +30,28 @@ def _app_of_flask(_: str | None) -> "tuple[str, LoadTarget]":
         return pubsub_of(app, name)
 
     return name, load
+
+
+class _Commands(click.Group):
+    """The commands of `pubsub`, looked up when one of them, or their help, is asked for."""
+
+    def _all(self) -> click.Group:
+        from pubsub_core.cli import COMMANDS, Commands, Entry
+
+        own = {"dev": Entry("pubsub_flask.dev:dev", "Run web, worker and server in one terminal, reloading.")}
+        return Commands(_app_of_flask, takes_target=False, entries={**COMMANDS, **own})
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return their names."""
+        return self._all().list_commands(ctx)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return the command of that name."""
+        return self._all().get_command(ctx, cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write what they do."""
+        self._all().format_commands(ctx, formatter)
+
+
+pubsub = _Commands("pubsub", help="Run workers for the messages of this app; see how they stand, and mend it.")

@@ -19,6 +19,7 @@ from pubsub_core.broker import (
     Count,
     DeadLetter,
     Delayed,
+    Finding,
     Found,
     GroupState,
     InHand,
@@ -33,6 +34,7 @@ from pubsub_core.ids import published_at
 from pubsub_core.message import Message, SubscriptionKey
 from pubsub_redis.consumer import start_id
 from pubsub_redis.entry import entry_fields, read_delayed, read_entry, read_letter, stored_at
+from pubsub_redis.examiner import RedisExaminer
 from pubsub_redis.faults import is_missing_group
 from pubsub_redis.keys import PARKED, TopicKeys, control_channel, paused_key, topics_key, worker_key
 from pubsub_redis.link import Command, script_call
@@ -103,6 +105,13 @@ class RedisInspector:
             )
             for start in range(0, len(positions), _LETTERS)
         )
+
+    def examine(self) -> Sequence[Finding]:
+        """Return what is not as it should be with the server; of a cluster, with one of its servers. See the seam."""
+        namespace = self.options.namespace
+        return [
+            *RedisExaminer(lambda command: self.call(namespace, command, "examining the server"), namespace).findings()
+        ]
 
     # Topics and groups
 

@@ -251,7 +251,9 @@ def test_every_setting_is_listed_with_its_default(document):
 
 def test_every_option_of_the_worker_is_listed():
     readme = (ROOT / "README.md").read_text()
-    options = [one for one in pubsub_command.commands["worker"].params if isinstance(one, click.Option)]
+    worker = pubsub_command.get_command(click.Context(pubsub_command), "worker")
+    assert worker is not None
+    options = [one for one in worker.params if isinstance(one, click.Option)]
 
     assert options
     for one in options:
