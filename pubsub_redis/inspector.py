@@ -43,7 +43,7 @@ from pubsub_redis.servers import Servers
 _LETTERS = 100  # in one script call, or command
 _SIGNS = 500  # in one command
 _COUNTED = 10_000  # entries at most, where the server does not know how many there are
-_LOOK_PAGE = 1000
+_LOOK_PAGE = 250  # entries that a script looks at: the server does nothing else meanwhile
 _LOOKED_AT = 100_000  # entries at most, to find one
 _CLOCKS_DIFFER = 10_000  # ms
 _TRIM = 10_000  # entries in one command
@@ -211,8 +211,14 @@ class RedisInspector:
             return Count(known)
         if first and _place(first[0][0].decode()) > _place(last):
             return Count(length)
-        count, has_more = self.call(keys.stream, script_call("count", (keys.stream,), last, _COUNTED), "counting")
-        return Count(count, is_exact=not has_more)
+        total = 0
+        while total < _COUNTED:
+            count, end = self.call(keys.stream, script_call("count", (keys.stream,), last, _LOOK_PAGE), "counting")
+            total += count
+            if count < _LOOK_PAGE:
+                return Count(total)
+            last = end.decode()
+        return Count(total, is_exact=False)
 
     def _consumers(self, stream: str, group: str) -> list[bytes]:
         rows = self.call(stream, ("XINFO", "CONSUMERS", stream, group), "listing consumers")
@@ -315,7 +321,11 @@ class RedisInspector:
             published = int(published_at(message_id).timestamp() * 1000)
         except (ValueError, OverflowError, OSError):
             return None
-        start = str(max(0, published - _CLOCKS_DIFFER))
+        # Where it should be, first; then where it is if the clocks differ, or it was delayed.
+        nearby = self._look_for(stream, message_id, str(published), most // 4)
+        return nearby or self._look_for(stream, message_id, str(max(0, published - _CLOCKS_DIFFER)), most)
+
+    def _look_for(self, stream: str, message_id: str, start: str, most: int) -> str | None:
         for _ in range(0, most, _LOOK_PAGE):
             command = script_call("find", (stream,), start, message_id, _LOOK_PAGE)
             found, last = self.call(stream, command, "looking for a message")

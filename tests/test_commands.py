@@ -157,7 +157,7 @@ def test_status_tells_of_what_waits_and_of_what_died(shop: Shop):
     assert "orders / billing: 2 dead letters" in text
     assert "orders / billing: 1 messages wait, and no worker consumes it" in text
     assert "yearly" in text
-    assert "1 delayed" in text
+    assert "delayed: 1" in text
     (group,) = [one for one in facts["groups"] if one["topic"] == "orders"]
     assert (group["waiting"], group["dead"]) == ({"at_least": 1, "is_exact": True}, 2)
     assert len(facts["remarks"]) == 2

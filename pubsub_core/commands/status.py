@@ -65,8 +65,8 @@ def _look(desk: Desk) -> tuple[dict[str, Any], Callable[[], None]]:
     def text() -> None:
         most = max((one.consumers for one in states), default=0)
         click.echo(
-            f"{facts['broker']} · namespace {facts['namespace']} · {shown(now)} · {len(names)} topics · "
-            f"{most} worker{'' if most == 1 else 's'} · {delayed:,} delayed"
+            f"{facts['broker']} · namespace {facts['namespace']} · {shown(now)} · topics: {len(names)} · "
+            f"workers of the largest group: {most:,} · delayed: {delayed:,}"
         )
         click.echo()
         show_table(rows, "no group is known yet: a worker makes its groups", now)
