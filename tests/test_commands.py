@@ -1,15 +1,18 @@
 """The commands that look and mend: what they show, what they do, and how they end. On a server, by both doors."""
 
+import contextlib
+import http.client
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import textwrap
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +29,9 @@ from pubsub_core.cli import main as pubsub_command
 from pubsub_core.commands.frame import moment, seconds_in_words
 from pubsub_core.target import load_target
 from pubsub_flask.commands import pubsub as flask_pubsub
+from pubsub_redis.embedded import stop_server
 from tests.servers import RealServer
+from tests.test_docs import free_port, listens
 
 WITHIN = 10.0
 APP = "tests.apps.operated"
@@ -418,6 +423,55 @@ def test_the_commands_of_flask_serve_its_app(redis: RealServer, tmp_path: Path):
     assert json.loads(topics.stdout)[0]["messages"] == 1
 
 
+def test_dev_runs_web_worker_and_server_until_it_is_told_to_stop(tmp_path: Path):
+    (tmp_path / "shop.py").write_text(
+        textwrap.dedent(
+            """
+            from flask import Flask
+            from pubsub_flask import PubSub
+
+            app = Flask(__name__)
+            pubsub = PubSub(app)
+
+            @pubsub.subscribe("orders")
+            def charge(order):
+                print("charged", order.payload)
+
+            @app.get("/")
+            def place():
+                return pubsub.publish("orders", 7)
+            """
+        )
+    )
+    port = free_port()
+    command = [sys.executable, "-m", "flask", "--app", "shop", "pubsub", "dev", "--port", str(port)]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PUBSUB_")}
+    log = tmp_path / "dev.log"
+    with contextlib.ExitStack() as stack:
+        stack.callback(stop_server, tmp_path / ".pubsub")
+        output = stack.enter_context(log.open("wb"))
+        process = subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=output, stderr=output, start_new_session=True
+        )
+        stack.callback(kill_group, process)
+        until(lambda: listens(port), 30)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection.request("GET", "/")
+        assert connection.getresponse().status == 200
+        connection.close()
+        until(lambda: "worker | charged 7" in log.read_text(), 30)
+        process.terminate()
+        assert process.wait(30) == 0
+        with pytest.raises(ProcessLookupError):
+            os.killpg(process.pid, 0)
+
+
+def kill_group(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
 # The words
 
 
@@ -440,8 +494,8 @@ def test_durations_are_said_in_words(seconds: float, words: str):
     assert seconds_in_words(seconds) == words
 
 
-def until(condition: Any) -> None:
-    deadline = time.monotonic() + WITHIN
+def until(condition: Callable[[], Any], within: float = WITHIN) -> None:
+    deadline = time.monotonic() + within
     never = threading.Event()
     while not condition():
         assert time.monotonic() < deadline
