@@ -53,6 +53,7 @@ _MOST = 500  # entries of a topic in one read
 _REMEMBERED = 20_000  # settled entries per group; a worker settles fewer between two looks
 _TRIM = 10_000  # entries in one script call
 _TIDY = 60.0  # seconds
+_PAUSES = 1.0  # seconds, at least, between two looks for what is paused
 _TIDY_IDLE = 300.0
 _RETAIN_IDLE = 120.0  # seconds between two looks at what may go, of a topic that this process has nothing to do with
 _SCAN = 60.0  # seconds between two looks at the names in the groups, where no worker is known to be silent
@@ -132,6 +133,7 @@ class RedisConsumer:
         self._was_certain = False
         self._has_beaten = False
         self._came_at: float | None = None
+        self._pauses_at = 0.0
         self._beaten_at = 0.0
         self._listed_at = -math.inf
         self._beat_at = 0.0
@@ -697,9 +699,10 @@ class RedisConsumer:
         now = time.monotonic()
         if now >= self._beat_at:
             self.beat()
-            if self._was_certain:
-                self._look_for_pauses()
             self._beat_at = now + self._heartbeat
+            if self._was_certain and now >= self._pauses_at:
+                self._look_for_pauses()
+                self._pauses_at = now + _PAUSES
         if now >= self._look_at:
             self._take_back_if_lost()
             self._look_at = now + 2 * self._heartbeat
