@@ -270,12 +270,43 @@ class DeadLetter:
 
 
 @dataclass(frozen=True, slots=True)
+class Count:
+    """How many there are. If it is not exact there are more: counting ended there, as it would have taken too long."""
+
+    at_least: int
+    is_exact: bool = True
+
+    def __str__(self) -> str:
+        """As it is shown."""
+        return f"{self.at_least:,}" if self.is_exact else f"≥ {self.at_least:,}"
+
+
+@dataclass(frozen=True, slots=True)
+class TopicState:
+    """How a topic stands: how many messages it keeps, settled ones too, and when the oldest and newest were stored.
+
+    `delayed` are not among them yet. `dropped` is how many were dropped to bound its backlog, ever. `memory` is about
+    how many bytes it takes, None if the backend cannot say.
+    """
+
+    topic: str
+    messages: int
+    oldest: datetime | None
+    newest: datetime | None
+    groups: int
+    delayed: int
+    dropped: int
+    memory: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class GroupState:
     """How a group stands. `pending` is what was handed out and is not settled, what waits for its retry included.
 
     `consumers` are the processes that have it now. `oldest_unsettled` is when the oldest message was published that the
     group has not settled, None if there is none. `dropped` is how many messages of the topic were dropped to bound its
-    backlog, ever.
+    backlog, ever. `lag` is what was not handed out yet, `parked` what waits for its retry, `dead` its dead letters.
+    While it `is_paused` its consumers ask for nothing.
     """
 
     key: SubscriptionKey
@@ -283,6 +314,62 @@ class GroupState:
     consumers: int
     oldest_unsettled: datetime | None
     dropped: int
+    lag: Count = Count(0)  # frozen
+    parked: int = 0
+    dead: int = 0
+    is_paused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerState:
+    """How a consumer of a group stands, and what it said of itself: None where it said nothing.
+
+    One that is not alive gave no sign of life for four heartbeats; others take over from it.
+    """
+
+    name: str
+    key: SubscriptionKey
+    in_hand: int
+    is_alive: bool
+    host: str | None = None
+    pid: int | None = None
+    version: str | None = None
+    since: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InHand:
+    """A delivery that a consumer has, since `seconds`. `message_id` is None if the message was deleted meanwhile."""
+
+    key: SubscriptionKey
+    consumer: str
+    position: str
+    message_id: str | None
+    attempt: int
+    seconds: float
+
+
+Stands = Literal["waiting", "in hand", "parked", "settled", "dead letter"]
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a message stands with a group: `consumer` has it in hand; parked it comes again at `due_at`."""
+
+    group: str
+    stands: Stands
+    consumer: str | None = None
+    attempt: int | None = None
+    due_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A message, and how it stands with each group by name; or, not in its topic yet, when it is due."""
+
+    message: Message[bytes]
+    standings: Sequence[Standing] = ()
+    due_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,8 +416,56 @@ class Inspector(Protocol):
     def discard(self, key: SubscriptionKey, positions: Sequence[str]) -> int:
         """Delete dead letters for good; return how many of them were there."""
 
+    def topics(self) -> Sequence[str]:
+        """Return the topics of the namespace that a worker has consumed, or that hold messages, as far as is known."""
+
+    def topic(self, topic: str) -> TopicState:
+        """Return how a topic stands; one that is not there is empty."""
+
     def groups(self, topic: str) -> Sequence[GroupState]:
         """Return the groups of a topic, by name."""
+
+    def consumers(
+        self, key: SubscriptionKey, limit: int = 1000, *, after: str | None = None
+    ) -> Sequence[ConsumerState]:
+        """Return the first `limit` consumers of a group, by name; with `after`, of those behind that name."""
+
+    def in_hand(self, key: SubscriptionKey, consumer: str, limit: int = 100) -> Sequence[InHand]:
+        """Return the oldest `limit` deliveries that a consumer has in hand, in the order of the topic."""
+
+    def peek(self, topic: str, limit: int = 100, *, after: str | datetime | None = None) -> Sequence[Message[bytes]]:
+        """Return messages of a topic as they were published, handled or not: the newest `limit`, oldest first.
+
+        With `after`, the first ones behind a position, or stored at or after an aware datetime.
+        """
+
+    def find(self, topic: str, message_id: str) -> Found | None:
+        """Return a message by its id, or its position, and how it stands; None if it is not kept any more.
+
+        It is looked for from when it was published on, among a bounded number of messages.
+        """
+
+    def pause_group(self, key: SubscriptionKey, *, is_paused: bool) -> None:
+        """Have all consumers of a group ask for nothing more, or go on, within a second. What they have, they finish.
+
+        It holds until it is taken back, also for consumers that join later. Idempotent.
+        """
+
+    def seek(self, key: SubscriptionKey, to: Start | str, *, force: bool = False) -> None:
+        """Have a group go on reading at the oldest message kept, behind the newest, at a moment, or at a position.
+
+        What is pending and lies behind that comes again, as new; what is pending and lies before it stays pending.
+        Raises ConsumersPresent, changing nothing, if processes consume the group, unless it is paused, or by `force`:
+        what a handler is at meanwhile may then come again. Raises BrokerError if there is no such group.
+        """
+
+    def purge(self, topic: str, *, everything: bool = False, force: bool = False) -> int:
+        """Delete the messages that every group has settled, whatever retention says; return how many there were.
+
+        With `everything`, delete all messages of the topic, and what groups have parked of them; not what is delayed,
+        nor dead letters. That raises ConsumersPresent, changing nothing, if processes consume a group of it that is not
+        paused, unless by `force`. Without a group, nothing is settled.
+        """
 
     def delayed(self, topic: str, limit: int = 100) -> Sequence[Delayed]:
         """Return the next `limit` messages of a topic that are not due yet, the first one first."""
@@ -345,6 +480,35 @@ class Inspector(Protocol):
         """Delete a group that is not consumed any more, with what it has not settled and its dead letters. Idempotent.
 
         Raises ConsumersPresent, changing nothing, if a process consumes it.
+        """
+
+
+Severity = Literal["error", "warning", "note"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What an examination found: what it is, why it matters, and how to mend it.
+
+    An "error" loses messages, or keeps them from being handled; a "warning" may come to that; a "note" is to be known.
+    `name` says what kind of finding it is, in a word or two, for scripts.
+    """
+
+    severity: Severity
+    name: str
+    what: str
+    why: str
+    mend: str
+
+
+@runtime_checkable
+class Examinable(Protocol):
+    """A broker that can tell how its server is set up. Optional."""
+
+    def examine(self) -> Sequence[Finding]:
+        """Return what is not as it should be with the server. What may not be looked at is a warning, not an error.
+
+        Raises BrokerUnavailable if it cannot be reached. Blocks for a dozen round trips.
         """
 
 

@@ -4,12 +4,11 @@ import click
 
 from pubsub_core import __version__
 from pubsub_core.commands import (
-    COMMANDS,
     FLASK_HELP,
     TARGET_HELP,
+    Commands,
     Door,
     LoadTarget,
-    make_command,
     refusing,
     target_parameters,
 )
@@ -36,26 +35,6 @@ Examples:
   flask --app shop pubsub worker
   flask --app shop pubsub worker --processes 4 --threads 10
 """
-
-
-class _Commands(click.Group):
-    """Commands that are made when they are called."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return their names."""
-        del ctx
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Return the command of that name."""
-        del ctx
-        return make_command(cmd_name, _target_of_command_line, takes_target=True)
-
-
-@click.group(name="pubsub", cls=_Commands, epilog="\b\nExample:\n  pubsub worker shop:app --processes 4 --threads 10\n")
-@click.version_option(__version__, package_name="pubsub-streams", message="pubsub-streams %(version)s")
-def main() -> None:
-    """Run workers that handle the messages of an application, and describe what it publishes."""
 
 
 def worker_command(door: Door, *, takes_target: bool) -> click.Command:
@@ -131,3 +110,14 @@ def _target_of_command_line(target: str | None) -> tuple[str, LoadTarget]:
     if named is None:
         raise ConfigurationError("which application? Name it, as in `pubsub worker shop:app`, or set PUBSUB_APP")
     return named, lambda: load_target(named)
+
+
+main = click.version_option(__version__, package_name="pubsub-streams", message="pubsub-streams %(version)s")(
+    Commands(
+        _target_of_command_line,
+        takes_target=True,
+        name="pubsub",
+        help="Run workers that handle the messages of an application; see how they stand, and mend it.",
+        epilog="\b\nExamples:\n  pubsub worker shop:app --processes 4 --threads 10\n  pubsub status --app shop:app\n",
+    )
+)

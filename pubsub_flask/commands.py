@@ -1,7 +1,7 @@
 """`flask pubsub ...`: the commands of `pubsub`, for the app that Flask finds.
 
 Flask imports this module on every call of `flask`, so it imports nothing but click until a command of ours is called.
-Nor is the app loaded before a command needs it; of a worker, the processes load it, each for itself.
+The app is not loaded here either: the worker's processes load it, each for itself.
 """
 
 from typing import TYPE_CHECKING
@@ -10,25 +10,6 @@ import click
 
 if TYPE_CHECKING:
     from pubsub_core.commands import LoadTarget
-
-
-class _Commands(click.Group):
-    """Commands that are made when they are called."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return their names."""
-        from pubsub_core.commands import COMMANDS
-
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Return the command of that name."""
-        from pubsub_core.commands import make_command
-
-        return make_command(cmd_name, _app_of_flask, takes_target=False)
-
-
-pubsub = _Commands("pubsub", help="Run workers for the messages of this app, and describe what it publishes.")
 
 
 def _app_of_flask(_: str | None) -> "tuple[str, LoadTarget]":
@@ -49,3 +30,28 @@ def _app_of_flask(_: str | None) -> "tuple[str, LoadTarget]":
         return pubsub_of(app, name)
 
     return name, load
+
+
+class _Commands(click.Group):
+    """The commands of `pubsub`, looked up when one of them, or their help, is asked for."""
+
+    def _all(self) -> click.Group:
+        from pubsub_core.commands import COMMANDS, Commands, Entry
+
+        own = {"dev": Entry("pubsub_flask.dev:dev", "Run web, worker and server in one terminal, reloading.")}
+        return Commands(_app_of_flask, takes_target=False, entries={**COMMANDS, **own})
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return their names."""
+        return self._all().list_commands(ctx)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return the command of that name."""
+        return self._all().get_command(ctx, cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write what they do."""
+        self._all().format_commands(ctx, formatter)
+
+
+pubsub = _Commands("pubsub", help="Run workers for the messages of this app; see how they stand, and mend it.")

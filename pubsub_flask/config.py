@@ -18,8 +18,10 @@ log = logging.getLogger("pubsub")
 
 ORIGINAL_PREFIX = "PUBSUB_REDIS"
 
-# Flask gives the options of `flask pubsub worker` and the others variables of these names; they are no settings.
-_OPTIONS_OF_COMMANDS = tuple(f"FLASK_{PREFIX}{command.upper()}_" for command in COMMANDS)
+# Flask gives the options of `flask pubsub worker` and the others variables of these names: they are settings only if
+# they are called like one, such as FLASK_PUBSUB_PUBLISH_TIMEOUT.
+_OPTIONS_OF_COMMANDS = tuple(f"{PREFIX}{command.upper().replace('-', '_')}_" for command in (*COMMANDS, "dev"))
+_SETTINGS = frozenset(f"{PREFIX}{one.name.upper()}" for one in fields(Settings))
 
 
 def settings_for(app: Flask, keywords: Mapping[str, Any], prefix: str = ORIGINAL_PREFIX) -> Settings:
@@ -31,10 +33,11 @@ def settings_for(app: Flask, keywords: Mapping[str, Any], prefix: str = ORIGINAL
     """
     original = original_layer(app.config, prefix)
     own = {key: value for key, value in app.config.items() if not key.startswith(f"{prefix}_")}
+    of_flask = {
+        key.removeprefix("FLASK_"): value for key, value in os.environ.items() if key.startswith("FLASK_PUBSUB_")
+    }
     flask_environment = {
-        key.removeprefix("FLASK_"): value
-        for key, value in os.environ.items()
-        if key.startswith("FLASK_" + PREFIX) and not key.startswith(_OPTIONS_OF_COMMANDS)
+        key: value for key, value in of_flask.items() if key in _SETTINGS or not key.startswith(_OPTIONS_OF_COMMANDS)
     }
     of_app = (own, original) if prefix == ORIGINAL_PREFIX else (original, own)
     layers = (keywords, *of_app, os.environ, flask_environment)

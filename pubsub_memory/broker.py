@@ -4,9 +4,6 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
-from heapq import nsmallest
-from itertools import islice
 from typing import Protocol, runtime_checkable
 
 from pubsub_core.backlog import DropLog, backlog_is_full, refuse_what_cannot_fit
@@ -16,20 +13,17 @@ from pubsub_core.broker import (
     USUAL,
     BrokerOptions,
     Consumer,
-    DeadLetter,
-    Delayed,
     Durability,
     Fired,
-    GroupState,
     Membership,
     ScheduleKey,
-    ScheduleState,
     Terms,
 )
-from pubsub_core.errors import BrokerFull, ConsumersPresent
-from pubsub_core.message import Message, SubscriptionKey
+from pubsub_core.errors import BrokerFull
+from pubsub_core.message import Message
 from pubsub_memory.consumer import MemoryConsumer
-from pubsub_memory.store import Group, Log, Planned, Store
+from pubsub_memory.inspector import MemoryInspector
+from pubsub_memory.store import Planned, Store
 
 
 @runtime_checkable
@@ -37,7 +31,7 @@ class _Movable(Protocol):
     def on_move(self, listener: Callable[[], None]) -> None: ...
 
 
-class MemoryBroker:
+class MemoryBroker(MemoryInspector):
     """Keeps messages in this process. It is an `Inspector` too."""
 
     def __init__(self, store: Store, options: BrokerOptions) -> None:
@@ -201,102 +195,12 @@ class MemoryBroker:
         """Leave the messages: others of the same name may still need them."""
         self._drops.close()
 
-    def dead_letters(
-        self, key: SubscriptionKey, limit: int = 100, *, before: str | None = None
-    ) -> Sequence[DeadLetter]:
-        """Return the newest dead letters. See the seam."""
-        with self._store.lock:
-            group = self._group(key)
-            letters = reversed(group.dead) if group else iter(())
-            return list(islice((one for one in letters if _is_before(one, before)), max(limit, 0)))
-
-    def replay(self, key: SubscriptionKey, positions: Sequence[str]) -> int:
-        """Deliver dead letters to their group again. See the seam."""
-        with self._store.lock:
-            letters = self._remove_letters(key, positions)
-            for letter in letters:
-                self._log(key.topic).groups[key.group].replay(letter)
-            self._store.ring()
-            return len(letters)
-
-    def discard(self, key: SubscriptionKey, positions: Sequence[str]) -> int:
-        """Delete dead letters. See the seam."""
-        with self._store.lock:
-            return len(self._remove_letters(key, positions))
-
-    def _remove_letters(self, key: SubscriptionKey, positions: Sequence[str]) -> list[DeadLetter]:
-        group, chosen = self._group(key), set(positions)
-        if group is None:
-            return []
-        removed = [one for one in group.dead if one.position in chosen]
-        group.dead = [one for one in group.dead if one.position not in chosen]
-        return removed
-
-    def groups(self, topic: str) -> Sequence[GroupState]:
-        """Return how the groups stand. See the seam."""
-        with self._store.lock:
-            log = self._store.logs.get(self._stream(topic))
-            groups = [log.groups[name] for name in sorted(log.groups)] if log else []
-            dropped = log.dropped if log else 0
-            return [one.state(len(self._store.consumers_of(one)), dropped) for one in groups]
-
-    def delayed(self, topic: str, limit: int = 100) -> Sequence[Delayed]:
-        """Return what is not due yet. See the seam."""
-        with self._store.lock:
-            first = nsmallest(max(limit, 0), self._log(topic).delayed.values(), key=lambda one: (one[0], one[1].id))
-            return [Delayed(message, datetime.fromtimestamp(due, UTC)) for due, message, _ in first]
-
-    def schedules(self) -> Sequence[ScheduleState]:
-        """Return the schedules. See the seam."""
-        with self._store.lock:
-            return [
-                ScheduleState(key, one.owner, one.spec, datetime.fromtimestamp(one.last, UTC), one.is_paused)
-                for key, one in sorted(self._schedules.items(), key=lambda item: item[0])
-            ]
-
-    def pause_schedule(self, key: ScheduleKey, *, is_paused: bool) -> bool:
-        """Pause a schedule, or let it go on. See the seam."""
-        with self._store.lock:
-            known = self._schedules.get(key)
-            if known is None:
-                return False
-            last = max(known.last, self.time()) if known.is_paused and not is_paused else known.last
-            self._schedules[key] = replace(known, last=last, is_paused=is_paused)
-            return True
-
-    def remove_group(self, key: SubscriptionKey) -> None:
-        """Delete a group. See the seam."""
-        with self._store.lock:
-            group = self._group(key)
-            if group is None:
-                return
-            present = self._store.consumers_of(group)
-            if present:
-                raise ConsumersPresent(
-                    f"group {key.group!r} of topic {key.topic!r} is consumed, by {present[0].name!r}: stop it first"
-                )
-            del self._log(key.topic).groups[key.group]
-
-    def _group(self, key: SubscriptionKey) -> Group | None:
-        log = self._store.logs.get(self._stream(key.topic))
-        return log.groups.get(key.group) if log else None
-
-    def _stream(self, topic: str) -> str:
-        return self._options.topics.get(topic, USUAL).stream or f"{self._options.namespace}:{topic}"
-
-    def _log(self, topic: str) -> Log:
-        return self._store.log(self._stream(topic))
-
 
 _AT_ONCE = Terms()
 
 
 def _due(terms: Terms, now: float) -> float:
     return now + terms.delay if terms.at is None else terms.at
-
-
-def _is_before(letter: DeadLetter, position: str | None) -> bool:
-    return position is None or int(letter.position) < int(position)
 
 
 def _ring_of(store: Store) -> Callable[[], None]:

@@ -1,10 +1,14 @@
 """A consumer of the memory broker."""
 
+import os
+import socket
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from queue import Empty, SimpleQueue
 from time import monotonic
 
-from pubsub_core.broker import BrokerOptions, Membership
+from pubsub_core import __version__
+from pubsub_core.broker import BrokerOptions, ConsumerState, Membership
 from pubsub_core.errors import LeaseLost
 from pubsub_core.message import DeadLetterReason, Delivery, SubscriptionKey
 from pubsub_memory.store import Group, Log, Store
@@ -27,7 +31,8 @@ class MemoryConsumer:
         move_due: Callable[[str, float], float],
     ) -> None:
         self.name = name
-        self._sign_of_life = 0.0
+        self._sign_of_life = self._since = 0.0
+        self._process = os.getpid()
         self._store = store
         self._clock = options.clock
         self._clock_moves_by_itself = not hasattr(options.clock, "on_move")
@@ -55,7 +60,8 @@ class MemoryConsumer:
                 self._settle(done)
                 if not self._registered:
                     self._join()
-                taken = self._take(credit)
+                wanted = {key: count for key, count in credit.items() if count > 0 and not self._groups[key].is_paused}
+                taken = self._take(wanted)
                 if taken or self._woken or wait <= 0:
                     self._woken = False
                     return taken
@@ -64,7 +70,7 @@ class MemoryConsumer:
                 if now >= deadline:
                     return taken
                 self._store.waiting.append(self)
-                seconds = min(deadline - now, self._until_due(credit), _LONGEST_WAIT)
+                seconds = min(deadline - now, self._until_due(wanted), _LONGEST_WAIT)
             self._wait_for_bell(seconds)
             done = ()
 
@@ -73,14 +79,14 @@ class MemoryConsumer:
             membership.key: self._log_of(membership.key.topic).group(membership.key, membership.start)
             for membership in self._memberships
         }
-        self._sign_of_life = self._clock.time()
+        self._sign_of_life = self._since = self._clock.time()
         self._registered = True
         self._store.register(self)
 
     def _take(self, credit: Mapping[SubscriptionKey, int]) -> list[Delivery[bytes]]:
         """Take from each subscription, beginning with another one each time."""
         now = self._clock.time()
-        asked = [key for key, count in credit.items() if count > 0]
+        asked = [*credit]
         if len(asked) > 1:
             self._turn = (self._turn + 1) % len(asked)
             asked = asked[self._turn :] + asked[: self._turn]
@@ -113,7 +119,7 @@ class MemoryConsumer:
         """Return for how many seconds of this machine nothing parked can come due. A clock that is moved rings."""
         if not self._clock_moves_by_itself:
             return _LONGEST_WAIT
-        asked = [self._groups[key] for key, count in credit.items() if count > 0]
+        asked = [self._groups[key] for key in credit]
         due_at = min((group.due_at(suspects=not self._crashed) for group in asked), default=float("inf"))
         due_at = min(due_at, self._delayed_until)
         return max(due_at - self._clock.time(), 0.001)
@@ -206,6 +212,13 @@ class MemoryConsumer:
     def has_joined(self, group: Group) -> bool:
         """Return whether it consumes the group."""
         return group in self._groups.values()
+
+    def about(self, group: Group, in_hand: int) -> ConsumerState:
+        """Return what there is to know of it, as a consumer of a group."""
+        key = next(key for key, one in self._groups.items() if one is group)
+        since = datetime.fromtimestamp(self._since, UTC)
+        is_alive = not self.is_gone()
+        return ConsumerState(self.name, key, in_hand, is_alive, socket.gethostname(), self._process, __version__, since)
 
     def close(self) -> None:
         """Leave the groups; what is still held goes back uncounted."""

@@ -10,7 +10,7 @@ from heapq import heappop, heappush
 from typing import Protocol
 from weakref import WeakSet
 
-from pubsub_core.broker import DeadLetter, GroupState, ScheduleKey, Start
+from pubsub_core.broker import ConsumerState, Count, DeadLetter, GroupState, ScheduleKey, Standing, Start
 from pubsub_core.message import DeadLetterReason, Delivery, Message, SubscriptionKey
 from pubsub_memory.handover import hand_over
 
@@ -38,6 +38,9 @@ class Owner(Protocol):
     def lapse(self) -> None:
         """Tell it that it is not registered any more."""
 
+    def about(self, group: "Group", in_hand: int) -> ConsumerState:
+        """Return what there is to know of it, as a consumer of the group."""
+
 
 class Log:
     """The messages of one topic, numbered from 1, and the groups that read them."""
@@ -49,6 +52,7 @@ class Log:
         self.entries: dict[int, tuple[float, Message[bytes]]] = {}
         self.groups: dict[str, Group] = {}
         self.dropped = 0  # to bound the backlog, ever
+        self.paused: set[str] = set()  # groups
         # What is not due yet, by id: when it is, the message, and its dedup key. And the same in order, with some that
         # were cancelled since.
         self.delayed: dict[str, tuple[float, Message[bytes], str | None]] = {}
@@ -128,16 +132,27 @@ class Log:
         """Return the group, which is made if it does not exist."""
         group = self.groups.get(key.group)
         if group is None:
-            group = self.groups[key.group] = Group(self, key, self._number_of(start))
+            group = self.groups[key.group] = Group(self, key, self.number_of(start))
         return group
 
-    def _number_of(self, start: Start) -> int:
+    def number_of(self, start: Start) -> int:
+        """Return the number of the first message that a group reads which begins there."""
         if isinstance(start, datetime):
             instant = start.timestamp() - _MICROSECOND / 2  # a datetime is no finer
             return self.first + bisect_left(
                 range(self.first, self.end), instant, key=lambda number: self.entries[number][0]
             )
         return self.first if start == "earliest" else self.end
+
+    def purge(self, upto: int) -> int:
+        """Delete what comes before a number, and what groups have parked of it; return how many there were."""
+        gone = range(self.first, max(self.first, upto))
+        for group in self.groups.values():
+            group.forget(gone)
+        for number in gone:
+            del self.entries[number]
+        self.first = gone.stop
+        return len(gone)
 
     def trim(self) -> None:
         """Drop what every group was handed, but for the newest of it. What is not settled yet, the groups keep."""
@@ -159,7 +174,7 @@ class Group:
     def __init__(self, log: Log, key: SubscriptionKey, start: int) -> None:
         self.next = start
         self.dead: list[DeadLetter] = []
-        self.held: dict[str, tuple[Owner, Delivery[bytes]]] = {}
+        self.held: dict[str, tuple[Owner, Delivery[bytes], float]] = {}  # and since when
         self.failed_at: dict[str, float] = {}  # the first failure, of what failed and is not settled
         self.log = log
         self._key = key
@@ -168,6 +183,11 @@ class Group:
         # One of each in `_parked`, and some that were acknowledged since; apart those that crashed their consumer.
         self._due: list[tuple[float, int, str]] = []
         self._suspects: list[tuple[float, int, str]] = []
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether its consumers shall get nothing."""
+        return self._key.group in self.log.paused
 
     def due_at(self, *, suspects: bool) -> float:
         """Return when the next parked delivery is due, a suspect or not; infinite if there is none."""
@@ -187,7 +207,7 @@ class Group:
         for number in range(self.next, upto):
             position = str(number)
             delivery = hand_over(entries[number][1], key, 1, position)
-            held[position] = (owner, delivery)
+            held[position] = (owner, delivery, now)
             taken.append(delivery)
         self.next = upto
         if upto - log.first > KEPT_FOR_LOOKING_BACK:
@@ -202,7 +222,7 @@ class Group:
             position = heappop(heap)[2]
             delivery = self._parked.pop(position, None)
             if delivery is not None:
-                self.held[position] = (owner, delivery)
+                self.held[position] = (owner, delivery, now)
                 taken.append(delivery)
         return taken
 
@@ -231,7 +251,7 @@ class Group:
         position = delivery.message.position
         if position is None:
             return None
-        holder, held = self.held.get(position, (None, None))
+        holder, held, _ = self.held.get(position, (None, None, 0.0))
         if held is None or holder is not owner or held.message.attempt != delivery.message.attempt:
             return None
         del self.held[position]
@@ -252,7 +272,7 @@ class Group:
 
     def take_from(self, owner: Owner, now: float, *, is_dead: bool) -> bool:
         """Park all that the owner holds, to be handed out at once. Returns whether there was any."""
-        lost = [delivery for holder, delivery in self.held.values() if holder is owner]
+        lost = [delivery for holder, delivery, _ in self.held.values() if holder is owner]
         for delivery in lost:
             del self.held[str(delivery.message.position)]
             if is_dead:
@@ -273,13 +293,43 @@ class Group:
         position = str(letter.message.position)
         self.park(hand_over(replace(letter.message, source="replay", expires_at=None), self._key, 1, position), 0.0)
 
+    def seek(self, number: int) -> None:
+        """Go on reading at a number. What is pending from there on comes again, as new."""
+        for position in [one for positions in (self.held, self._parked) for one in positions if int(one) >= number]:
+            self.settle(position)
+        self.next = number
+
+    def standing(self, number: int, message_id: str) -> Standing:
+        """Return how a message stands."""
+        name, position = self._key.group, str(number)
+        if number >= self.next:
+            return Standing(name, "waiting")
+        if position in self.held:
+            owner, delivery, _ = self.held[position]
+            return Standing(name, "in hand", owner.name, delivery.message.attempt)
+        if position in self._parked:
+            due = next((due for due, _, one in (*self._due, *self._suspects) if one == position), 0.0)
+            attempt = self._parked[position].message.attempt - 1
+            return Standing(name, "parked", attempt=attempt, due_at=datetime.fromtimestamp(due, UTC))
+        is_dead = any(letter.message.id == message_id for letter in self.dead)
+        return Standing(name, "dead letter" if is_dead else "settled")
+
     def state(self, consumers: int, dropped: int) -> GroupState:
         """Return how the group stands."""
         unsettled = [self.log.entries[number][1] for number in range(self.next, self.log.end)[:1]]
-        unsettled += [delivery.message for _, delivery in self.held.values()]
+        unsettled += [delivery.message for _, delivery, _ in self.held.values()]
         unsettled += [delivery.message for delivery in self._parked.values()]
-        oldest = min((message.published_at for message in unsettled), default=None)
-        return GroupState(self._key, len(self.held) + len(self._parked), consumers, oldest, dropped)
+        return GroupState(
+            self._key,
+            len(self.held) + len(self._parked),
+            consumers,
+            min((message.published_at for message in unsettled), default=None),
+            dropped,
+            Count(self.log.end - self.next),
+            len(self._parked),
+            len(self.dead),
+            self.is_paused,
+        )
 
 
 @dataclass(slots=True)

@@ -20,12 +20,22 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from pubsub_core import __version__
 from pubsub_core.broker import MOST_RETAINED, USUAL, Membership, TopicOptions
-from pubsub_core.errors import BrokerError, BrokerFull, BrokerUnavailable, LeaseLost, PubSubError
+from pubsub_core.errors import BrokerError, BrokerFull, BrokerUnavailable, LeaseLost, NotPermitted, PubSubError
 from pubsub_core.message import DeadLetterReason, Delivery, SubscriptionKey, delivery_of
 from pubsub_redis.entry import is_for_another, letter_fields, read_entry
 from pubsub_redis.faults import FOREIGN, is_missing_group, translated
-from pubsub_redis.keys import PARKED, TopicKeys, control_channel, look_key, worker_key, workers_key
+from pubsub_redis.keys import (
+    PARKED,
+    TopicKeys,
+    control_channel,
+    look_key,
+    paused_key,
+    topics_key,
+    worker_key,
+    workers_key,
+)
 from pubsub_redis.link import Command, Link, checked, script_call
 from pubsub_redis.servers import Node
 
@@ -43,6 +53,7 @@ _MOST = 500  # entries of a topic in one read
 _REMEMBERED = 20_000  # settled entries per group; a worker settles fewer between two looks
 _TRIM = 10_000  # entries in one script call
 _TIDY = 60.0  # seconds
+_PAUSES = 1.0  # seconds, at least, between two looks for what is paused
 _TIDY_IDLE = 300.0
 _RETAIN_IDLE = 120.0  # seconds between two looks at what may go, of a topic that this process has nothing to do with
 _SCAN = 60.0  # seconds between two looks at the names in the groups, where no worker is known to be silent
@@ -65,6 +76,7 @@ class _Group:
     node: Node = ""
     was_made: bool = False
     is_hot: bool = False
+    is_paused: bool = False
     due_at: float = 0.0  # time.monotonic() of the next look for due entries
     suspects_at: float = 0.0  # the same for those that crashed somebody, which count only while we have none
     held: dict[str, int] = field(default_factory=dict)  # entry id → attempt, of what `receive` returned
@@ -120,6 +132,8 @@ class RedisConsumer:
         self._wake_in.setblocking(False)
         self._was_certain = False
         self._has_beaten = False
+        self._came_at: float | None = None
+        self._pauses_at = 0.0
         self._beaten_at = 0.0
         self._listed_at = -math.inf
         self._beat_at = 0.0
@@ -202,7 +216,8 @@ class RedisConsumer:
         """Return what may be asked for now. Nothing beside a suspect at its last chance: if it kills, it is alone."""
         if any(map(self._is_last, [*self._crashed.values()])) or time.monotonic() < self._quiet_until:
             return []
-        wanted = [(self._groups[key], min(count, self._most)) for key, count in credit.items() if count > 0]
+        asked = [(self._groups[key], min(count, self._most)) for key, count in credit.items() if count > 0]
+        wanted = [(group, count) for group, count in asked if not group.is_paused]
         if self._most == 1 and len(wanted) > 1:
             self._turn += 1
             return [wanted[self._turn % len(wanted)]]
@@ -335,18 +350,16 @@ class RedisConsumer:
             waiting = [(read, link) for read, link in waiting if link.fileno() not in answered]
 
     def _read_control(self) -> None:
-        """Take note of wake-ups: a group has something due earlier than it had."""
+        """Take note of what is said to all: a group has something due earlier than it had, is paused, or reads anew."""
         control = self._control
         assert control is not None  # noqa: S101  # only called when there is one
         while True:
             message = control.read()
             if isinstance(message, list) and message[0] == b"message":
-                word, topic, group, seconds = message[2].decode().split("\n")
-                due_at = time.monotonic() + float(seconds)
-                for known in self._groups.values() if word == "due" else ():
+                word, topic, group, value = message[2].decode().split("\n")
+                for known in self._groups.values():
                     if known.key.topic == topic and group in ("", known.key.group):  # "": it is delayed, for all
-                        known.due_at = min(known.due_at, due_at)
-                        known.suspects_at = min(known.suspects_at, known.due_at)
+                        _note_control(known, word, value)
             if not control.has_more():
                 return
 
@@ -440,12 +453,31 @@ class RedisConsumer:
             group.node = self._broker.servers.node_of(group.keys.stream)
             self._join(group)
         self._control = self._subscribed()
+        self._name_topics()
+        self._look_for_pauses()
         for group in self._groups.values():
             self._hand_back_unseen(group)
             group.due_at = group.suspects_at = 0.0
         if self._was_certain:
             self._patient_until = time.monotonic() + 4 * self._heartbeat
         self._is_certain = self._was_certain = True
+
+    def _name_topics(self) -> None:
+        """Put our topics on the list by which others find them."""
+        key = topics_key(self._namespace)
+        topics = sorted({one.topic for one in self._groups})
+        with contextlib.suppress(BrokerFull, NotPermitted):
+            if topics:
+                self._broker.call(key, ("SADD", key, *topics), "naming topics")
+
+    def _look_for_pauses(self) -> None:
+        """Find out which groups are paused: what is said on the control channel may be missed."""
+        key = paused_key(self._namespace)
+        paused = {name.decode() for name in self._broker.call(key, ("HGETALL", key), "looking for pauses")[::2]}
+        for group in self._groups.values():
+            was_paused, group.is_paused = group.is_paused, " ".join(group.key) in paused
+            if group.is_paused != was_paused:
+                self.wake()
 
     def _subscribed(self) -> Link | None:
         """Return a connection on which wake-ups come, or None if that is not permitted: we look by ourselves too."""
@@ -464,7 +496,7 @@ class RedisConsumer:
         """
         what = f"joining group {group.key.group!r} of topic {group.key.topic!r} (key {group.keys.stream!r})"
         link = self._link(group.node, "")
-        start = "0" if group.was_made else _start_id(group.start)
+        start = "0" if group.was_made else start_id(group.start)
         keys = (*group.parked_keys[:3], group.keys.floors)
         more = 1
         while more:
@@ -643,7 +675,9 @@ class RedisConsumer:
         self._has_beaten = True
         beaten_at = time.monotonic()
         if not self._broker.call(key, ("PEXPIRE", key, expiry), "giving a sign of life"):
-            about = json.dumps({"host": socket.gethostname(), "pid": os.getpid()})
+            about = json.dumps(
+                {"host": socket.gethostname(), "pid": os.getpid(), "version": __version__, "since": self._since()}
+            )
             with contextlib.suppress(BrokerFull):
                 self._broker.call(key, ("SET", key, about, "PX", expiry), "giving a sign of life")
             self._listed_at = -math.inf
@@ -654,12 +688,21 @@ class RedisConsumer:
                 self._broker.call(names, ("ZADD", names, int(self._broker.time()), self._name), "giving a sign of life")
             self._listed_at = beaten_at
 
+    def _since(self) -> float:
+        """Return when we came, by the server's clock."""
+        if self._came_at is None:
+            self._came_at = round(self._broker.time(), 3)
+        return self._came_at
+
     def maintain(self) -> float:
         """See the seam. Of a whole fleet one process looks for dead consumers, every other heartbeat."""
         now = time.monotonic()
         if now >= self._beat_at:
             self.beat()
             self._beat_at = now + self._heartbeat
+            if self._was_certain and now >= self._pauses_at:
+                self._look_for_pauses()
+                self._pauses_at = now + _PAUSES
         if now >= self._look_at:
             self._take_back_if_lost()
             self._look_at = now + 2 * self._heartbeat
@@ -808,6 +851,7 @@ class RedisConsumer:
                 self._report_idle_groups(group, keep, [(name.decode(), floor.decode()) for name, floor in floors])
         if is_tidying:
             self._tidy_at = now + (_TIDY if was_used else _TIDY_IDLE)
+            self._name_topics()
             for group in self._groups.values():
                 self._tidy(group)
         for group in self._groups.values():
@@ -892,6 +936,17 @@ class RedisConsumer:
                 log.warning("group %r was left without handing back, others will take over: %s", group.key.group, error)
 
 
+def _note_control(group: _Group, word: str, value: str) -> None:
+    if word == "due":
+        group.due_at = min(group.due_at, time.monotonic() + float(value))
+        group.suspects_at = min(group.suspects_at, group.due_at)
+    elif word == "pause":
+        group.is_paused = value == "1"
+    elif word == "seek":  # what comes may be older than what came, and what we settled is not settled any more
+        group.newest = b""
+        group.settled.clear()
+
+
 def _reads(wanted: Sequence[tuple[_Group, int]]) -> list[_Read]:
     """Group what is wanted into as few reads as the counts allow: a hot topic by its credit, the cold by the least."""
     hot: dict[tuple[Node, str, int], list[_Group]] = defaultdict(list)
@@ -946,7 +1001,7 @@ def _shown(key: SubscriptionKey) -> str:
     return f"group {key.group!r} of topic {key.topic!r}"
 
 
-def _start_id(start: Any) -> str:
+def start_id(start: Any) -> str:
     """Return the entry id after which a new group begins."""
     if isinstance(start, datetime):
         return f"{int(start.timestamp() * 1000) - 1}-{2**64 - 1}"

@@ -100,6 +100,16 @@ def look_key(namespace: str, concern: str) -> str:
     return f"{namespace}:look:{concern}"
 
 
+def topics_key(namespace: str) -> str:
+    """A set: the topics that workers have consumed."""
+    return f"{namespace}:topics"
+
+
+def paused_key(namespace: str) -> str:
+    """A hash: topic and name of each group that is paused, a blank between them → since when (ms)."""
+    return f"{namespace}:paused"
+
+
 def schedules_key(namespace: str) -> str:
     """A hash: topic and name of each schedule, a blank between them → its owner."""
     return f"{namespace}:schedules"

@@ -229,6 +229,10 @@ SCRIPTS = (
     "schedule",
     "forget_schedule",
     "pause_schedule",
+    "count",
+    "find",
+    "seek",
+    "forget_parked",
 )
 
 

@@ -6,7 +6,7 @@ A command is a line in `COMMANDS`. What makes it imports click at most; what it 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -21,12 +21,72 @@ LoadTarget = Callable[[], "PubSub"]
 Door = Callable[[str | None], tuple[str, LoadTarget]]
 """Takes TARGET as it was typed, and returns what to call it, and how a process loads it."""
 
-COMMANDS: Mapping[str, str] = {
-    "worker": "pubsub_core.cli:worker_command",
-    "schema": "pubsub_core.commands.schema:schema_command",
-    "asyncapi": "pubsub_core.commands.asyncapi:asyncapi_command",
+
+class Entry(NamedTuple):
+    """A command: the function that makes it, as "module:function", and what it does in a line.
+
+    The function takes a `Door`, and `takes_target`: whether the application is named on the command line.
+    """
+
+    where: str
+    short_help: str
+
+
+COMMANDS: Mapping[str, Entry] = {
+    "worker": Entry("pubsub_core.cli:worker_command", "Handle messages until told to stop."),
+    "publish": Entry("pubsub_core.commands.publish:publish", "Publish messages, validated by their topic."),
+    "status": Entry("pubsub_core.commands.status:status", "Show how everything stands, on one screen."),
+    "topics": Entry("pubsub_core.commands.looking:topics", "List the topics."),
+    "groups": Entry("pubsub_core.commands.looking:groups", "List the groups."),
+    "workers": Entry("pubsub_core.commands.looking:workers", "List the worker processes, and what they have in hand."),
+    "lag": Entry("pubsub_core.commands.looking:lag", "Show how far a group is behind."),
+    "tail": Entry("pubsub_core.commands.looking:tail", "Show the newest messages of a topic."),
+    "show": Entry("pubsub_core.commands.looking:show", "Show a message, and how it stands with each group."),
+    "dead": Entry("pubsub_core.commands.dead:dead", "List, show, replay and discard dead letters."),
+    "schedules": Entry("pubsub_core.commands.schedules:schedules", "List, run, pause and resume schedules."),
+    "pause": Entry("pubsub_core.commands.mending:pause", "Have a group get nothing more, in the whole fleet."),
+    "resume": Entry("pubsub_core.commands.mending:resume", "Let a paused group go on."),
+    "seek": Entry("pubsub_core.commands.mending:seek", "Have a group go on reading at another place."),
+    "purge": Entry("pubsub_core.commands.mending:purge", "Delete messages of a topic."),
+    "remove-group": Entry("pubsub_core.commands.mending:remove_group", "Delete a group that nobody consumes."),
+    "cancel": Entry("pubsub_core.commands.mending:cancel", "Cancel a message that is not due yet."),
+    "config": Entry("pubsub_core.commands.config:config", "Show the settings in force, secrets masked."),
+    "schema": Entry("pubsub_core.commands.schema:schema_command", "Keep schemas in files, and check changes."),
+    "asyncapi": Entry("pubsub_core.commands.asyncapi:asyncapi_command", "Describe topics and handlers as AsyncAPI."),
+    "doctor": Entry("pubsub_core.commands.doctor:doctor", "Find out what is wrong, and how to mend it."),
 }
-"""Each by the function that makes it, of a door, and of whether the command takes TARGET."""
+"""Every command of `pubsub` and of `flask pubsub`, by name. A module is imported when its command is called."""
+
+
+class Commands(click.Group):
+    """The commands of a table, for the applications behind a door. `--help` of the group imports none of them."""
+
+    def __init__(
+        self, door: Door, *, takes_target: bool, entries: Mapping[str, Entry] = COMMANDS, **options: Any
+    ) -> None:
+        super().__init__(**options)
+        self._door = door
+        self._takes_target = takes_target
+        self._entries = entries
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return their names, in the order of the table."""
+        return [*self._entries]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Make the command of that name."""
+        entry = self._entries.get(cmd_name)
+        if entry is None:
+            return None
+        module, _, function = entry.where.partition(":")
+        command: click.Command = getattr(import_module(module), function)(self._door, takes_target=self._takes_target)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write what the commands do, by the table alone."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.short_help) for name, entry in self._entries.items()])
+
 
 TARGET_HELP = """TARGET names the application: module:attribute (a PubSub, or a Flask app with one),
 module:create_app(), or module alone, which means its `pubsub`, its `app`, or the only PubSub in it. Without TARGET
@@ -48,15 +108,6 @@ def refusing() -> Iterator[None]:
         yield
     except PubSubError as error:
         raise Refused(str(error)) from None
-
-
-def make_command(name: str, door: Door, *, takes_target: bool) -> click.Command | None:
-    """Return the command of that name; None if there is none."""
-    if name not in COMMANDS:
-        return None
-    module, _, function = COMMANDS[name].partition(":")
-    command: click.Command = getattr(import_module(module), function)(door, takes_target=takes_target)
-    return command
 
 
 def target_parameters(*, takes_target: bool) -> list[click.Parameter]:

@@ -37,12 +37,13 @@ from pubsub_core.broker import (
 from pubsub_core.errors import BrokerFull, ConsumersPresent, LeaseLost, NotConfirmed, Unsupported
 from pubsub_core.message import DeadLetterReason, Delivery, Source, SubscriptionKey
 from pubsub_core.testing.harness import FEATURES, LONG, REASON, SLACK, ids, needs
+from pubsub_core.testing.inspect_conformance import InspectConformance
 from pubsub_core.testing.time_conformance import TimeConformance
 
 __all__ = ["FEATURES", "BrokerConformance"]
 
 
-class BrokerConformance(TimeConformance):
+class BrokerConformance(TimeConformance, InspectConformance):
     """What every broker must do. Subclass it as `Test...`, and override what differs for the backend: see `Harness`."""
 
     # Publishing.

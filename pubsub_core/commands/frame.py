@@ -1,0 +1,287 @@
+"""What all commands have in common: how they come to the application, what they answer with, and how they end."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import click
+
+from pubsub_core.broker import Count, Inspector
+from pubsub_core.commands import Door
+from pubsub_core.errors import (
+    BrokerUnavailable,
+    CodecError,
+    ConfigurationError,
+    PubSubError,
+    ValidationError,
+)
+from pubsub_core.message import SubscriptionKey
+from pubsub_core.pubsub import PubSub
+from pubsub_core.target import default_target
+
+OK, REFUSED, USAGE, UNREACHABLE, NOT_FOUND, WARNINGS, ERRORS = 0, 1, 2, 3, 4, 5, 6
+
+EXIT_CODES = """\b
+Exit codes:
+  0  done
+  1  refused by the broker, or not confirmed: nothing was changed, unless it says so
+  2  wrong usage, wrong configuration, or the application cannot be imported
+  3  the broker cannot be reached
+  4  there is no such thing
+"""
+
+
+class Refused(click.ClickException):
+    """The broker said no, or the application did."""
+
+    exit_code = REFUSED
+
+
+class Misused(click.ClickException):
+    """What was given cannot be."""
+
+    exit_code = USAGE
+
+
+class Unreachable(click.ClickException):
+    """The broker cannot be reached."""
+
+    exit_code = UNREACHABLE
+
+
+class NotFound(click.ClickException):
+    """There is no such thing."""
+
+    exit_code = NOT_FOUND
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """What a command works with: the application, or what stands for one, and where it answers."""
+
+    pubsub: PubSub
+    as_json: bool
+
+    @property
+    def inspector(self) -> Inspector:
+        """The broker, as what looks and mends."""
+        return self.pubsub.inspector
+
+    def now(self) -> datetime:
+        """Return the time of the broker."""
+        return datetime.fromtimestamp(self.pubsub.runtime.broker.time(), UTC)
+
+    def topics(self) -> list[str]:
+        """Return the topics that the application declares, and those that workers consumed."""
+        return sorted({one.name for one in self.pubsub.topics} | set(self.inspector.topics()))
+
+    def handlers(self) -> dict[SubscriptionKey, str]:
+        """Return the names of the application's handlers."""
+        return {one.key: one.handler.name for one in self.pubsub.subscriptions()}
+
+    def key(self, topic: str, group: str | None) -> SubscriptionKey:
+        """Return a subscription's key, by default of the application's group."""
+        return SubscriptionKey(topic, group or self.pubsub.settings.group)
+
+    def answer(self, facts: Any, text: Callable[[], None]) -> None:
+        """Write the facts as JSON, if that was asked for; else call `text`."""
+        if self.as_json:
+            click.echo(json.dumps(plain(facts), ensure_ascii=False))
+        else:
+            text()
+
+    def table(self, rows: Sequence[Mapping[str, Any]], none: str) -> None:
+        """Write rows as JSON, or as a table; `none` is what is said if there are none."""
+        self.answer(rows, lambda: show_table(rows, none))
+
+
+def command(
+    door: Door,
+    run: Callable[..., int | None],
+    *params: click.Parameter,
+    takes_target: bool,
+    name: str,
+    help: str,
+    examples: Sequence[str] = (),
+    exit_codes: str = EXIT_CODES,
+) -> click.Command:
+    """Return a command that calls `run(desk, **params)`, and ends with the code that it returns (None: 0)."""
+
+    def callback(*, app: str | None = None, url: str | None = None, as_json: bool, **arguments: Any) -> None:
+        try:
+            pubsub = _application(door, app, url) if takes_target else door(None)[1]()
+            try:
+                code = run(Desk(pubsub, as_json), **arguments)
+            finally:
+                pubsub.close()
+        except (ConfigurationError, ValidationError, CodecError) as error:
+            raise Misused(str(error)) from None
+        except BrokerUnavailable as error:
+            raise Unreachable(str(error)) from None
+        except PubSubError as error:
+            raise Refused(str(error)) from None
+        click.get_current_context().exit(code or OK)
+
+    shared: list[click.Parameter] = [click.Option(["--json", "as_json"], is_flag=True, help="Answer in JSON.")]
+    if takes_target:
+        shared += [
+            click.Option(
+                ["-A", "--app"],
+                metavar="TARGET",
+                help="The application, as in `pubsub worker TARGET`. Default: PUBSUB_APP, else FLASK_APP.",
+            ),
+            click.Option(["--url"], help="Instead of an application, a broker. Default: PUBSUB_URL."),
+        ]
+    program = "pubsub" if takes_target else "flask --app shop pubsub"
+    shown = "".join(f"  {program} {example}\n" for example in examples)
+    epilog = f"\b\nExamples:\n{shown}\n{exit_codes}" if shown else exit_codes
+    return click.Command(name, callback=callback, params=[*params, *shared], help=help, epilog=epilog)
+
+
+def _application(door: Door, app: str | None, url: str | None) -> PubSub:
+    if url is not None:
+        return PubSub(url)
+    if app is not None or default_target() is not None:
+        _, load = door(app)
+        return load()
+    if not os.environ.get("PUBSUB_URL"):
+        raise ConfigurationError(
+            "which broker? Name the application (--app shop:app, or PUBSUB_APP), or the broker (--url, or PUBSUB_URL)"
+        )
+    return PubSub()
+
+
+# Parameters that several commands have
+
+
+def topic_argument() -> click.Argument:
+    """Return the argument TOPIC."""
+    return click.Argument(["topic"])
+
+
+def group_option() -> click.Option:
+    """Return the option --group."""
+    return click.Option(["-g", "--group"], help="Default: PUBSUB_GROUP, or that of the application.")
+
+
+def limit_option(default: int) -> click.Option:
+    """Return the option -n."""
+    return click.Option(["-n", "--limit"], type=click.IntRange(min=1), default=default, show_default=True, metavar="N")
+
+
+def yes_option() -> click.Option:
+    """Return the option --yes."""
+    return click.Option(["-y", "--yes"], is_flag=True, help="Do not ask: for scripts.")
+
+
+def confirm(what: str, *, yes: bool) -> None:
+    """Ask whether this shall be done, on stderr. Raises `click.Abort`, which ends with 1, if not."""
+    if not yes:
+        click.confirm(f"{what}\nGo on?", abort=True, err=True)
+
+
+def moment(text: str, now: datetime) -> datetime:
+    """Return a moment: an ISO time (without a zone: UTC), or so long ago, as in 90s, 30m, 2h, 7d. Raises ValueError."""
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+    if text[-1:] in units and text[:-1].replace(".", "", 1).isdigit():
+        return now - timedelta(seconds=float(text[:-1]) * units[text[-1]])
+    read = datetime.fromisoformat(text)
+    return read if read.tzinfo else read.replace(tzinfo=UTC)
+
+
+# Answers
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON has it. A count says whether it is exact; a time is ISO 8601."""
+    if isinstance(value, datetime):
+        plainer: Any = value.isoformat()
+    elif isinstance(value, bytes):
+        plainer = value.decode("utf-8", "backslashreplace")
+    elif is_dataclass(value) and not isinstance(value, type):
+        plainer = {one.name: plain(getattr(value, one.name)) for one in fields(value)}
+    elif isinstance(value, Mapping):
+        plainer = {str(name): plain(one) for name, one in value.items()}
+    elif isinstance(value, list | tuple):
+        named = getattr(value, "_asdict", None)
+        plainer = plain(named()) if named else [plain(one) for one in value]
+    else:
+        plainer = value
+    return plainer
+
+
+def shown(value: Any, now: datetime | None = None) -> str:
+    """Return a value as a table has it."""
+    match value:
+        case None | "":
+            text = "-"
+        case bool():
+            text = "yes" if value else "no"
+        case datetime():
+            text = ago(value, now) if now else value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+        case int():
+            text = f"{value:,}"
+        case float():
+            text = seconds_in_words(value)
+        case _:
+            text = plain_text(str(value))
+    return text
+
+
+def plain_text(text: str) -> str:
+    """Return text that does to a terminal nothing but being shown."""
+    return "".join(one if one.isprintable() else " " for one in text)
+
+
+def seconds_in_words(seconds: float) -> str:
+    """Return how long that is, in the largest fitting unit."""
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+
+
+def ago(moment: datetime, now: datetime) -> str:
+    """Return how long ago that was, or how soon it will be."""
+    seconds = (now - moment).total_seconds()
+    return f"{seconds_in_words(max(0.0, seconds))} ago" if seconds >= 0 else f"in {seconds_in_words(-seconds)}"
+
+
+def show_table(rows: Sequence[Mapping[str, Any]], none: str, now: datetime | None = None) -> None:
+    """Write a table to stdout: of rich, if it is a terminal and rich is there; else in plain columns."""
+    if not rows:
+        click.echo(none)
+        return
+    names = [*rows[0]]
+    cells = [[shown(row[name], now) for name in names] for row in rows]
+    numeric = [all(isinstance(row[name], int | float | Count | None) for row in rows) for name in names]
+    if sys.stdout.isatty() and _show_rich(names, cells, numeric):
+        return
+    widths = [max(len(one[column]) for one in [names, *cells]) for column in range(len(names))]
+    for line in [names, *cells]:
+        padded = [
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(line, widths, numeric, strict=True)
+        ]
+        click.echo("  ".join(padded).rstrip())
+
+
+def _show_rich(names: Sequence[str], cells: Sequence[Sequence[str]], numeric: Sequence[bool]) -> bool:
+    try:
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+    except ImportError:
+        return False
+    table = Table(box=box.SIMPLE_HEAD)
+    for name, right in zip(names, numeric, strict=True):
+        table.add_column(name, justify="right" if right else "left")
+    for line in cells:
+        table.add_row(*map(Text, line))
+    Console().print(table)
+    return True

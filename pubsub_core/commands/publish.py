@@ -1,0 +1,112 @@
+"""`publish`: messages from an argument, a file, or lines of JSON."""
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from itertools import islice
+from typing import IO, Any
+
+import click
+
+from pubsub_core.commands import Door
+from pubsub_core.commands.frame import Desk, Misused, command, topic_argument
+from pubsub_core.errors import CodecError, PubSubError, ValidationError
+
+_BATCH = 500
+
+
+def publish(door: Door, *, takes_target: bool) -> click.Command:
+    """Make the command `publish`."""
+
+    def run(desk: Desk, topic: str, payload: str | None, *, file: IO[bytes] | None, lines: bool, **terms: Any) -> None:
+        if (payload is None) == (file is None):
+            raise click.UsageError("give a payload, or --file; for stdin: --file -")
+        options = _options(**terms)
+        if file is not None and lines:
+            _publish_lines(desk, topic, file, options)
+            return
+        encoded = file.read() if file is not None else str(payload).encode()
+        message_id = desk.pubsub.publish(topic, _read(desk, topic, encoded, "the payload"), **options)
+        desk.answer({"published": [message_id]}, lambda: click.echo(message_id))
+
+    return command(
+        door, run, topic_argument(), click.Argument(["payload"], required=False),
+        click.Option(["--file"], type=click.File("rb"), help="Read the payload there; - is stdin."),
+        click.Option(["--lines"], is_flag=True, help="The file has a payload in each line."),
+        click.Option(["--key"], help="The key of the message."),
+        click.Option(["--header", "headers"], multiple=True, metavar="NAME=VALUE", help="May be given again."),
+        click.Option(["--delay"], type=float, metavar="SECONDS", help="Deliver so much later."),
+        click.Option(["--at"], metavar="TIME", help="Deliver at an ISO time with a zone."),
+        click.Option(["--expires"], type=float, metavar="SECONDS", help="Do not handle it later than that."),
+        click.Option(["--dedup"], metavar="KEY", help="Publish nothing if that key was used within 5 minutes."),
+        takes_target=takes_target, name="publish",
+        help="Publish a message to TOPIC, and write its id. PAYLOAD is JSON, and is validated as what the application "
+        "declares the topic to carry.\n\nWith --lines each line is published; the lines before one that does not fit "
+        "are published then.",
+        examples=[
+            """publish orders.placed '{"order_id": 1, "total": 9.5}'""",
+            "publish orders.placed --file orders.jsonl --lines",
+        ],
+    )  # fmt: skip
+
+
+def _options(headers: Sequence[str], at: str | None, **others: Any) -> dict[str, Any]:
+    pairs = [one.partition("=") for one in headers]
+    if not all(separator for _, separator, _ in pairs):
+        raise click.BadParameter("a header is NAME=VALUE")
+    try:
+        moment = None if at is None else datetime.fromisoformat(at)
+    except ValueError:
+        raise click.BadParameter(f"--at {at!r} is no ISO time, as 2030-12-31T12:00Z is one") from None
+    return {**others, "at": moment, "headers": {name: value for name, _, value in pairs} or None}
+
+
+def _read(desk: Desk, topic: str, encoded: bytes, what: str) -> Any:
+    try:
+        return desk.pubsub.topic(topic).codec.decode(encoded)
+    except CodecError as error:
+        raise Misused(f"{what} was not published to {topic!r}: {error}") from None
+
+
+def _publish_lines(desk: Desk, topic: str, file: IO[bytes], options: dict[str, Any]) -> None:
+    """Publish line by line, many at a time; say on stderr how it goes, if that is a terminal."""
+    count = 0
+    lines = enumerate(file, 1)
+    with click.progressbar(
+        length=_size(file), label="publishing", file=sys.stderr, hidden=not sys.stderr.isatty()
+    ) as bar:
+        while some := list(islice(lines, _BATCH)):
+            try:
+                with desk.pubsub.batch() as batch:
+                    failure = _add(desk, batch, topic, some, options)
+            except PubSubError as error:
+                raise type(error)(f"{error}. {count:,} messages were published before") from None
+            count += len(batch.ids)
+            bar.update(sum(len(line) for _, line in some))
+            if failure is not None:
+                raise Misused(f"{failure}. {count:,} messages were published before")
+    desk.answer({"count": count}, lambda: click.echo(f"{count:,} messages published"))
+
+
+def _add(desk: Desk, batch: Any, topic: str, lines: Iterable[tuple[int, bytes]], options: dict[str, Any]) -> str | None:
+    """Add the lines to a batch, up to one that does not fit; return what is wrong with that."""
+    for number, line in _not_blank(lines):
+        try:
+            batch.publish(topic, _read(desk, topic, line, f"line {number}"), **options)
+        except (Misused, ValidationError) as error:
+            return str(error)
+    return None
+
+
+def _not_blank(lines: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+    return ((number, line) for number, line in lines if line.strip())
+
+
+def _size(file: IO[bytes]) -> int:
+    """Return how many bytes there are to read, as far as that is known."""
+    if not file.seekable():
+        return 0
+    here = file.tell()
+    size = file.seek(0, 2) - here
+    file.seek(here)
+    return size

@@ -1,0 +1,100 @@
+"""`status`: how everything stands, on one screen."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from pubsub_core.backends import masked
+from pubsub_core.broker import GroupState
+from pubsub_core.commands import Door
+from pubsub_core.commands.frame import Desk, command, show_table, shown
+from pubsub_core.commands.looking import group_row, group_states
+from pubsub_core.commands.schedules import schedule_rows
+
+
+def status(door: Door, *, takes_target: bool) -> click.Command:
+    """Make the command `status`."""
+
+    def run(desk: Desk, *, watch: float | None) -> None:
+        never = threading.Event()
+        while True:
+            facts, text = _look(desk)
+            if watch is not None and not desk.as_json:
+                click.clear()
+            desk.answer(facts, text)
+            if watch is None:
+                return
+            never.wait(watch)
+
+    return command(
+        door,
+        run,
+        click.Option(
+            ["-w", "--watch"], type=click.FloatRange(min=0.1), metavar="SECONDS", help="Show it again and again."
+        ),
+        takes_target=takes_target,
+        name="status",
+        help="Show how everything stands, on one screen: groups, workers, schedules, and what has to be done.\n\n"
+        "For what each column means see `groups --help`.",
+        examples=["status", "status --watch 2"],
+    )
+
+
+def _look(desk: Desk) -> tuple[dict[str, Any], Callable[[], None]]:
+    """Return the facts, and a call that writes them as text."""
+    now = desk.now()
+    names = desk.topics()
+    states = group_states(desk)
+    schedules = schedule_rows(desk)
+    delayed = sum(desk.inspector.topic(name).delayed for name in names)
+    rows = [group_row(one) for one in states]
+    remarks = [remark for one in states for remark in _remarks(one)]
+    facts = {
+        "broker": masked(desk.pubsub.settings.url),
+        "namespace": desk.pubsub.settings.namespace,
+        "time": now,
+        "topics": len(names),
+        "delayed": delayed,
+        "groups": rows,
+        "schedules": schedules,
+        "remarks": remarks,
+    }
+
+    def text() -> None:
+        most = max((one.consumers for one in states), default=0)
+        click.echo(
+            f"{facts['broker']} · namespace {facts['namespace']} · {shown(now)} · topics: {len(names)} · "
+            f"workers of the largest group: {most:,} · delayed: {delayed:,}"
+        )
+        click.echo()
+        show_table(rows, "no group is known yet: a worker makes its groups", now)
+        if schedules:
+            click.echo()
+            show_table([{name: row[name] for name in _SHOWN} for row in schedules], "", now)
+        click.echo()
+        for remark in remarks or ["nothing needs to be looked after"]:
+            click.echo(f"! {remark}" if remarks else remark)
+
+    return facts, text
+
+
+_SHOWN = ("schedule", "topic", "when", "last", "next", "paused")
+
+
+def _remarks(one: GroupState) -> list[str]:
+    """Return what an operator should do about a group."""
+    topic, group = one.key
+    where = f"{topic} / {group}"
+    waiting = one.lag.at_least + one.pending
+    remarks = []
+    if one.dead:
+        remarks.append(f"{where}: {one.dead:,} dead letters. See: dead list {topic} --group {group}")
+    if one.is_paused:
+        remarks.append(f"{where} is paused; {one.lag} messages wait. To go on: resume {topic} --group {group}")
+    if waiting and not one.consumers:
+        remarks.append(
+            f"{where}: {one.lag} messages wait, and no worker consumes it. Start one, or: remove-group {topic} {group}"
+        )
+    return remarks

@@ -1,0 +1,502 @@
+"""The commands that look and mend: what they show, what they do, and how they end. On a server, by both doors."""
+
+import contextlib
+import http.client
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from pubsub_core import PubSub, SubscriptionKey, Worker
+from pubsub_core.cli import main as pubsub_command
+from pubsub_core.commands import COMMANDS
+from pubsub_core.commands.frame import moment, seconds_in_words
+from pubsub_core.target import load_target
+from pubsub_flask.commands import pubsub as flask_pubsub
+from pubsub_redis.embedded import stop_server
+from tests.servers import RealServer
+from tests.test_docs import free_port, listens
+
+WITHIN = 10.0
+APP = "tests.apps.operated"
+KEY = SubscriptionKey("orders", "billing")
+
+
+@dataclass
+class Shop:
+    """An application, and its commands."""
+
+    pubsub: PubSub
+    module: ModuleType
+
+    def run(self, *words: str, code: int = 0, stdin: str | None = None) -> str:
+        """Run a command, which must end with `code`; return what it writes."""
+        result = self.result(*words, stdin=stdin)
+        assert result.exit_code == code, result.output + result.stderr
+        return result.output
+
+    def json(self, *words: str, code: int = 0) -> Any:
+        """Run a command with --json; return what it answers."""
+        return json.loads(self.result_with(code, *words, "--json").stdout)
+
+    def result_with(self, code: int, *words: str) -> Result:
+        result = self.result(*words)
+        assert result.exit_code == code, result.output + result.stderr
+        return result
+
+    def result(self, *words: str, stdin: str | None = None) -> Result:
+        return CliRunner().invoke(pubsub_command, [*words], input=stdin)
+
+    def work(self) -> None:
+        """Handle all that there is."""
+        with Worker(self.pubsub, threads=2, burst=True) as worker:
+            assert worker.wait(WITHIN)
+
+    def kill_letters(self, *numbers: int) -> list[str]:
+        """Have orders of these numbers end as dead letters; return their ids."""
+        self.module.declined |= set(numbers)
+        ids = [self.pubsub.publish("orders", {"order_id": number}) for number in numbers]
+        self.work()
+        return ids
+
+
+@pytest.fixture
+def shop(redis: RealServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
+    monkeypatch.setenv("PUBSUB_URL", redis.url)
+    monkeypatch.setenv("PUBSUB_NAMESPACE", f"test-{uuid.uuid4().hex}")
+    monkeypatch.setenv("PUBSUB_APP", APP)
+    sys.modules.pop(APP, None)
+    pubsub = load_target(APP)
+    yield Shop(pubsub, sys.modules[APP])
+    pubsub.close()
+    sys.modules.pop(APP, None)
+
+
+# Help
+
+
+def test_help_imports_nothing_that_takes_time():
+    for door in ("pubsub_core.cli import main", "pubsub_flask.commands import pubsub as main"):
+        code = textwrap.dedent(
+            f"""
+            import sys
+            from {door}
+            try:
+                main(["--help"])
+            finally:
+                heavy = {{"redis", "hiredis", "flask", "rich", "pydantic", "croniter", "watchfiles", "asyncio"}}
+                print("heavy:", *sorted(heavy & {{name.partition('.')[0] for name in sys.modules}}))
+                print("commands:", *sorted(name for name in sys.modules if name.startswith("pubsub_core.commands")))
+            """
+        )
+        ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        *_, heavy, commands = ended.stdout.splitlines()
+        assert (heavy, commands) == ("heavy:", "commands:")
+
+
+def every_command(group: click.Group, context: click.Context) -> Iterator[tuple[str, click.Command]]:
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        yield name, command
+        if isinstance(command, click.Group):
+            yield from ((f"{name} {inner}", one) for inner, one in every_command(command, context))
+
+
+@pytest.mark.parametrize("group", [pubsub_command, flask_pubsub], ids=["pubsub", "flask pubsub"])
+def test_every_command_says_what_it_does_shows_examples_and_lists_its_exit_codes(group: click.Group):
+    with click.Context(group) as context:
+        commands = dict(every_command(group, context))
+    assert set(COMMANDS) <= set(commands)
+    for name, command in commands.items():
+        if isinstance(command, click.Group):
+            assert command.help
+            continue
+        assert command.help, name
+        assert command.epilog is not None, name
+        assert "Exit codes:" in command.epilog, name
+        assert "Example" in command.epilog, name
+
+
+def test_the_examples_of_the_help_can_be_parsed(shop: Shop):
+    del shop  # for its environment
+    with click.Context(pubsub_command) as context:
+        commands = dict(every_command(pubsub_command, context))
+    count = 0
+    for name, command in commands.items():
+        examples = [line for line in (command.epilog or "").splitlines() if line.startswith("  pubsub ")]
+        for line in examples:
+            words = shlex.split(line)[1 + len(name.split()) :]
+            with command.make_context(name, [word.replace("orders.jsonl", __file__) for word in words]):
+                count += 1
+    assert count >= len(COMMANDS)
+
+
+# Looking
+
+
+def test_status_tells_of_what_waits_and_of_what_died(shop: Shop):
+    assert "no group is known yet" in shop.run("status")
+    shop.kill_letters(1, 3)
+    shop.pubsub.publish("orders", {"order_id": 2})
+    shop.pubsub.publish("orders", {"order_id": 4}, delay=3600)
+
+    text, facts = shop.run("status"), shop.json("status")
+
+    assert "orders / billing: 2 dead letters" in text
+    assert "orders / billing: 1 messages wait, and no worker consumes it" in text
+    assert "yearly" in text
+    assert "delayed: 1" in text
+    (group,) = [one for one in facts["groups"] if one["topic"] == "orders"]
+    assert (group["waiting"], group["dead"]) == ({"at_least": 1, "is_exact": True}, 2)
+    assert len(facts["remarks"]) == 2
+
+
+def test_topics_groups_and_lag_are_listed(shop: Shop):
+    shop.work()
+    for number in range(3):
+        shop.pubsub.publish("orders", {"order_id": number})
+
+    assert [one["topic"] for one in shop.json("topics")] == ["orders", "yearly"]
+    assert shop.json("topics")[0]["messages"] == 3
+    assert shop.json("groups", "orders")[0]["waiting"]["at_least"] == 3
+    assert shop.run("lag", "orders") == "3\n"
+    assert "orders" in shop.run("groups")
+    assert "there is no group 'nobody'" in shop.run("lag", "orders", "--group", "nobody", code=4)
+
+
+def test_workers_tell_who_they_are_and_what_they_have_in_hand(shop: Shop):
+    assert "no worker runs" in shop.run("workers")
+    go_on, started = threading.Event(), threading.Event()
+
+    @shop.pubsub.subscribe("slow")
+    def wait(number: int) -> None:
+        started.set()
+        go_on.wait(WITHIN)
+
+    message_id = shop.pubsub.publish("slow", 1)
+    with Worker(shop.pubsub, threads=1) as worker:
+        assert started.wait(WITHIN)
+        (one,) = shop.json("workers")
+        (held,) = shop.json("workers", "--in-hand")
+        go_on.set()
+
+    assert (one["worker"], one["pid"], one["in hand"], one["alive"]) == (worker.name, str(os.getpid()), 1, True)
+    assert (held["message"], held["attempt"]) == (message_id, 1)
+    assert held["handler"].endswith(".wait")
+    assert held["for"] < WITHIN
+
+
+def test_a_message_is_shown_with_how_it_stands(shop: Shop):
+    (died,) = shop.kill_letters(1)
+    waiting = shop.pubsub.publish("orders", {"order_id": 2}, headers={"a": "b\x1b[31m"})
+    later = shop.pubsub.publish("orders", {"order_id": 3}, delay=3600)
+
+    assert shop.json("show", died)["groups"][0]["stands"] == "dead letter"
+    text = shop.run("show", waiting)
+    assert '{"order_id":2,"total":1.0}' in text
+    assert "waiting" in text
+    assert "\x1b" not in text
+    assert "no group has it yet" in shop.run("show", later)
+    assert "never published, or is not kept" in shop.run("show", str(uuid.uuid4()), code=4)
+
+
+def test_tail_shows_the_newest_messages_and_follows(shop: Shop):
+    ids = [shop.pubsub.publish("orders", {"order_id": number}) for number in range(5)]
+
+    lines = shop.run("tail", "orders", "-n", "2").splitlines()
+    facts = [json.loads(line) for line in shop.run("tail", "orders", "--since", "1h", "--json").splitlines()]
+
+    assert [line.split()[2] for line in lines] == ids[3:]
+    assert [one["id"] for one in facts] == ids
+    assert "is no moment" in shop.result_with(2, "tail", "orders", "--since", "soon").stderr
+
+
+# Publishing
+
+
+def test_a_message_is_published_if_it_fits(shop: Shop, tmp_path: Path):
+    (message_id,) = shop.run("publish", "orders", '{"order_id": 7}', "--key", "k", "--header", "a=b").split()
+    file = tmp_path / "order.json"
+    file.write_text('{"order_id": 8}')
+    shop.run("publish", "orders", "--file", str(file), "--delay", "3600")
+
+    first, *_ = shop.pubsub.inspector.peek("orders")
+    assert (first.id, first.key, dict(first.headers), first.payload) == (
+        message_id, "k", {"a": "b"}, b'{"order_id":7,"total":1.0}',
+    )  # fmt: skip
+    assert shop.pubsub.inspector.topic("orders").delayed == 1
+    assert "does not fit OrderPlaced" in shop.result_with(2, "publish", "orders", '{"order_id": "x"}').stderr
+    assert "give a payload" in shop.result_with(2, "publish", "orders").stderr
+    assert len(shop.pubsub.inspector.peek("orders")) == 1
+
+
+def test_lines_are_published_up_to_one_that_does_not_fit(shop: Shop):
+    lines = "".join(f'{{"order_id": {number}}}\n' for number in range(1200))
+    assert "1,200 messages published" in shop.run("publish", "orders", "--file", "-", "--lines", stdin=f"{lines}\n")
+
+    result = shop.result("publish", "orders", "--file", "-", "--lines", stdin='{"order_id": 1}\n\n{"order": 2}\n')
+
+    assert result.exit_code == 2
+    assert "line 3 was not published" in result.stderr
+    assert "1 messages were published before" in result.stderr
+    assert shop.pubsub.inspector.topic("orders").messages == 1201
+
+
+# Dead letters
+
+
+def test_dead_letters_are_listed_shown_and_replayed_and_nothing_is_lost(shop: Shop):
+    first, second = shop.kill_letters(1, 3)
+
+    assert {one["message"] for one in shop.json("dead", "list", "orders")} == {first, second}
+    text = shop.run("dead", "show", "orders", first)
+    assert "ValueError: the card is declined" in text
+    assert "Traceback" in text
+    assert "no dead letter" in shop.result_with(4, "dead", "show", "orders", str(uuid.uuid4())).stderr
+    asked = shop.result("dead", "replay", "orders", stdin="n\n")
+    assert asked.exit_code == 1
+    assert "delivers again 2 dead letters" in asked.stderr
+    assert len(shop.pubsub.dead_letters("orders").newest()) == 2
+    shop.module.declined.clear()
+    assert shop.json("dead", "replay", "orders", "--yes") == {"replayed": 2}
+    shop.work()
+    (state,) = shop.pubsub.inspector.groups("orders")
+    assert (state.dead, state.pending, state.lag.at_least) == (0, 0, 0)
+
+
+def test_dead_letters_are_chosen_by_id_error_and_reason(shop: Shop):
+    first, second, third = shop.kill_letters(1, 3, 5)
+
+    assert shop.json("dead", "discard", "orders", "--yes", "--error", "KeyError") == {"discarded": 0}
+    assert shop.json("dead", "discard", "orders", "--yes", "--id", first) == {"discarded": 1}
+    assert {one.message.id for one in shop.pubsub.dead_letters("orders")} == {second, third}
+    chosen = ("--error", "ValueError", "--reason", "retries exhausted")
+    assert shop.json("dead", "discard", "orders", "--yes", *chosen) == {"discarded": 2}
+
+
+# Mending
+
+
+def test_a_group_is_paused_and_resumed(shop: Shop):
+    shop.work()
+    shop.run("pause", "orders")
+    shop.pubsub.publish("orders", {"order_id": 2})
+    shop.work()
+    assert shop.run("lag", "orders") == "1\n"
+    assert "is paused; 1 messages wait" in shop.run("status")
+    shop.run("resume", "orders")
+    shop.work()
+    assert shop.run("lag", "orders") == "0\n"
+
+
+def test_a_group_is_moved_after_a_question(shop: Shop):
+    shop.pubsub.publish("orders", {"order_id": 2})
+    shop.work()
+
+    asked = shop.result("seek", "orders", "earliest", stdin="n\n")
+    assert asked.exit_code == 1
+    assert "This moves group 'billing'" in asked.stderr
+    assert shop.run("lag", "orders") == "0\n"
+    shop.run("seek", "orders", "1h", "--yes")
+    assert shop.run("lag", "orders") == "1\n"
+    shop.run("seek", "orders", "latest", "--yes")
+    assert shop.run("lag", "orders") == "0\n"
+    assert "is no place" in shop.result_with(2, "seek", "orders", "yesterday", "--yes").stderr
+    assert "there is no group" in shop.result_with(4, "seek", "orders", "latest", "--group", "nobody", "--yes").stderr
+
+
+def test_a_group_that_is_consumed_is_not_moved(shop: Shop):
+    with Worker(shop.pubsub, threads=1):
+        until(lambda: shop.json("workers"))
+        result = shop.result_with(1, "seek", "orders", "earliest", "--yes")
+    assert "pause it, or stop its workers first" in result.stderr
+
+
+def test_messages_are_purged_after_a_question(shop: Shop):
+    shop.pubsub.publish("orders", {"order_id": 2})
+    shop.work()
+    shop.pubsub.publish("orders", {"order_id": 4})
+
+    assert "what all groups settled" in shop.result("purge", "orders", stdin="n\n").stderr
+    assert shop.json("purge", "orders", "--yes") == {"deleted": 1}
+    asked = shop.result("purge", "orders", "--everything", stdin="n\n").stderr
+    assert "all 1 messages" in asked
+    assert "billing" in asked
+    assert shop.json("purge", "orders", "--everything", "--yes") == {"deleted": 1}
+
+
+def test_a_group_is_removed_and_a_message_cancelled(shop: Shop):
+    shop.kill_letters(1)
+    assert "1 dead letters" in shop.result("remove-group", "orders", "billing", stdin="n\n").stderr
+    shop.run("remove-group", "orders", "billing", "--yes")
+    assert not shop.pubsub.inspector.groups("orders")
+    later = shop.pubsub.publish("orders", {"order_id": 3}, delay=3600)
+    shop.run("cancel", "orders", later)
+    shop.run("cancel", "orders", later, code=4)
+
+
+def test_schedules_are_listed_run_paused_and_resumed(shop: Shop):
+    (before,) = shop.json("schedules", "list")
+    assert (before["schedule"], before["last"]) == ("yearly", None)
+    assert "Did you mean 'yearly'?" in shop.result_with(4, "schedules", "run", "yearl").stderr
+    with Worker(shop.pubsub, threads=1):
+        until(shop.pubsub.inspector.schedules)
+    (message_id,) = shop.run("schedules", "run", "yearly").split()
+    message = shop.pubsub.inspector.peek("yearly")[-1]
+    assert (message.id, message.source) == (message_id, "cron")
+    shop.run("schedules", "pause", "yearly")
+    (paused,) = shop.json("schedules", "list")
+    assert (paused["paused"], paused["next"]) == (True, None)
+    shop.run("schedules", "resume", "yearly")
+    (after,) = shop.json("schedules", "list")
+    assert after["next"].endswith("-01-01T00:00:00+00:00")
+    shop.run("schedules", "pause", "nightly", code=4)
+
+
+# Where, and how it ends
+
+
+def test_the_settings_are_shown_without_secrets(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("PUBSUB_APP", raising=False)
+    monkeypatch.delenv("FLASK_APP", raising=False)
+    result = CliRunner().invoke(pubsub_command, ["config", "--json", "--url", "redis://me:hush@nowhere:1/0"])
+    assert json.loads(result.stdout)["PUBSUB_URL"] == "redis://***@nowhere:1/0"
+
+
+def test_without_an_application_a_url_will_do(shop: Shop, monkeypatch: pytest.MonkeyPatch):
+    shop.work()
+    monkeypatch.delenv("PUBSUB_APP")
+    assert [one["topic"] for one in shop.json("groups")] == ["orders", "yearly"]
+    monkeypatch.delenv("PUBSUB_URL")
+    assert "which broker?" in shop.result_with(2, "groups").stderr
+
+
+def test_a_broker_that_is_away_ends_with_3(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("PUBSUB_APP", raising=False)
+    result = CliRunner().invoke(pubsub_command, ["status", "--url", "redis://127.0.0.1:1/0"])
+    assert result.exit_code == 3
+    assert "127.0.0.1:1" in result.stderr
+
+
+def test_the_commands_of_flask_serve_its_app(redis: RealServer, tmp_path: Path):
+    (tmp_path / "shop.py").write_text(
+        textwrap.dedent(
+            f"""
+            from flask import Flask
+            from pubsub_flask import PubSub
+
+            app = Flask(__name__)
+            app.config.update(PUBSUB_URL={redis.url!r}, PUBSUB_NAMESPACE="flask-{uuid.uuid4().hex}")
+            pubsub = PubSub(app)
+
+            @pubsub.subscribe("orders")
+            def charge(order): ...
+            """
+        )
+    )
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "flask", "--app", "shop", "pubsub", *words]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    published = run("publish", "orders", "1")
+    topics = run("topics", "--json")
+
+    assert published.returncode == 0, published.stderr
+    assert json.loads(topics.stdout)[0]["messages"] == 1
+
+
+def test_dev_runs_web_worker_and_server_until_it_is_told_to_stop(tmp_path: Path):
+    (tmp_path / "shop.py").write_text(
+        textwrap.dedent(
+            """
+            from flask import Flask
+            from pubsub_flask import PubSub
+
+            app = Flask(__name__)
+            pubsub = PubSub(app)
+
+            @pubsub.subscribe("orders")
+            def charge(order):
+                print("charged", order.payload)
+
+            @app.get("/")
+            def place():
+                return pubsub.publish("orders", 7)
+            """
+        )
+    )
+    port = free_port()
+    command = [sys.executable, "-m", "flask", "--app", "shop", "pubsub", "dev", "--port", str(port)]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PUBSUB_")}
+    log = tmp_path / "dev.log"
+    with contextlib.ExitStack() as stack:
+        stack.callback(stop_server, tmp_path / ".pubsub")
+        output = stack.enter_context(log.open("wb"))
+        process = subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=output, stderr=output, start_new_session=True
+        )
+        stack.callback(kill_group, process)
+        until(lambda: listens(port), 30)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection.request("GET", "/")
+        assert connection.getresponse().status == 200
+        connection.close()
+        until(lambda: "worker | charged 7" in log.read_text(), 30)
+        process.terminate()
+        assert process.wait(30) == 0
+        with pytest.raises(ProcessLookupError):
+            os.killpg(process.pid, 0)
+
+
+def kill_group(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+# The words
+
+
+def test_moments_may_be_said_in_several_ways():
+    now = datetime(2030, 1, 2, 12, tzinfo=UTC)
+    assert (now - moment("90s", now)).total_seconds() == 90
+    assert (now - moment("1.5h", now)).total_seconds() == 5400
+    assert (now - moment("7d", now)).days == 7
+    assert (now - moment("2030-01-02T11:00", now)).total_seconds() == 3600
+    for wrong in ("", "soon", "h", "-1h"):
+        with pytest.raises(ValueError):
+            moment(wrong, now)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.04, "0.0 s"), (9.94, "9.9 s"), (119, "119 s"), (120, "2 min"), (7200, "2 h"), (2e5, "2 d")],
+)
+def test_durations_are_said_in_words(seconds: float, words: str):
+    assert seconds_in_words(seconds) == words
+
+
+def until(condition: Callable[[], Any], within: float = WITHIN) -> None:
+    deadline = time.monotonic() + within
+    never = threading.Event()
+    while not condition():
+        assert time.monotonic() < deadline
+        never.wait(0.05)

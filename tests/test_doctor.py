@@ -1,0 +1,271 @@
+"""The doctor, on real servers that are really set up wrongly."""
+
+import json
+import uuid
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from click.testing import CliRunner
+from redis import Redis
+
+from pubsub_core import ManualClock, NoRetry, PubSub, Worker
+from pubsub_core.broker import Finding
+from pubsub_core.cli import main as pubsub_command
+from pubsub_core.doctor import examine
+from pubsub_redis.examiner import RedisExaminer
+from tests.servers import RealServer, redis_server, valkey_server
+
+WITHIN = 10.0
+
+
+@pytest.fixture(scope="module")
+def well_kept() -> Iterator[RealServer]:
+    with redis_server(appendonly="yes", maxmemory_policy="noeviction") as server:
+        yield server
+
+
+@pytest.fixture
+def shop(well_kept: RealServer) -> Iterator[PubSub]:
+    pubsub = made(well_kept.url)
+    yield pubsub
+    pubsub.close()
+
+
+def made(url: str, **settings: object) -> PubSub:
+    return PubSub(url, group="billing", namespace=f"test-{uuid.uuid4().hex}", **settings)  # type: ignore[arg-type]  # settings
+
+
+def named(findings: Sequence[Finding]) -> dict[str, Finding]:
+    """Return the findings by name; each says why it matters, and how to mend it."""
+    for one in findings:
+        assert one.what
+        assert one.why
+        assert one.mend
+    return {one.name: one for one in findings}
+
+
+def found(pubsub: PubSub) -> dict[str, Finding]:
+    try:
+        return named(examine(pubsub))
+    finally:
+        pubsub.close()
+
+
+def test_a_server_that_is_kept_well_has_no_replica_at_most(shop: PubSub):
+    assert {(one.severity, one.name) for one in examine(shop)} == {("note", "no replica")}
+
+
+def test_memory_is_never_wrong():
+    assert found(made("memory://")) == {}
+
+
+# The server
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "severity"),
+    [
+        ({"maxmemory_policy": "allkeys-lru", "maxmemory": "100mb"}, "eviction", "error"),
+        ({"maxmemory_policy": "volatile-ttl"}, "eviction", "warning"),
+        ({"appendonly": "no"}, "no append-only file", "error"),
+        ({"appendonly": "no", "save": "900 1"}, "no append-only file", "warning"),
+        ({"appendonly": "yes", "appendfsync": "no"}, "no fsync", "warning"),
+        ({"appendonly": "yes", "maxmemory": "1mb"}, "memory", "warning"),
+    ],
+)
+def test_settings_that_lose_messages_are_found(config: dict[str, str], name: str, severity: str):
+    with redis_server(**{"appendonly": "yes", **config}) as server:
+        findings = found(made(server.url))
+
+    assert findings[name].severity == severity
+
+
+def test_valkey_is_examined_too():
+    with valkey_server(appendonly="no", maxmemory_policy="allkeys-lru", maxmemory="50mb") as server:
+        findings = found(made(server.url))
+
+    assert {"eviction", "no append-only file"} <= findings.keys()
+    assert "version" not in findings
+
+
+def test_a_replica_is_no_place_to_publish(well_kept: RealServer):
+    with redis_server(replicaof=f"127.0.0.1 {well_kept.port}") as replica:
+        findings = found(made(replica.url))
+
+    assert findings["replica"].severity == "error"
+    assert str(well_kept.port) in findings["replica"].what
+
+
+def test_a_server_that_is_away_is_the_only_finding():
+    (finding,) = found(made("redis://127.0.0.1:1/0", publish_timeout=0.5)).values()
+
+    assert (finding.severity, finding.name) == ("error", "unreachable")
+    assert "127.0.0.1:1" in finding.what
+
+
+@pytest.mark.parametrize("program", ["redis", "valkey"])
+def test_rights_that_are_missing_are_named(program: str, request: pytest.FixtureRequest):
+    server: RealServer = request.getfixturevalue(program)
+    user = f"user-{uuid.uuid4().hex}"
+    with Redis.from_url(server.url) as client:
+        client.execute_command(
+            "ACL", "SETUSER", user, "on", ">pw", "~*", "&*", "+@all", "-xtrim", "-xclaim", "-client|kill"
+        )
+        findings = [*examine(made(server.url.replace("redis://", f"redis://{user}:pw@")))]
+        client.acl_deluser(user)
+
+    needed, useful = (next(one for one in findings if one.severity == kind and one.name == "rights missing")
+                      for kind in ("error", "warning"))  # fmt: skip
+    assert "XCLAIM, XTRIM " in needed.what
+    assert "+xclaim +xtrim" in needed.mend
+    assert "CLIENT KILL" in useful.what
+    assert "+client|kill" in useful.mend
+
+
+def test_keys_that_are_out_of_reach_are_found(redis: RealServer):
+    user = f"user-{uuid.uuid4().hex}"
+    with Redis.from_url(redis.url) as client:
+        client.execute_command("ACL", "SETUSER", user, "on", ">pw", "~other:*", "&*", "+@all")
+        pubsub = made(redis.url.replace("redis://", f"redis://{user}:pw@"))
+        broker = pubsub.runtime.broker
+        findings = [*broker.examine()]  # type: ignore[attr-defined]  # it can be examined
+        pubsub.close()
+        client.acl_deluser(user)
+
+    (finding,) = [one for one in findings if one.name == "rights missing" and one.severity == "error"]
+    assert "XADD" in finding.what
+    assert f"~{pubsub.settings.namespace}:*" in finding.mend
+
+
+def test_what_may_not_be_looked_at_is_a_warning(well_kept: RealServer):
+    """Without INFO, CONFIG and ACL the rest is examined all the same."""
+    user = f"user-{uuid.uuid4().hex}"
+    with Redis.from_url(well_kept.url) as client:
+        client.execute_command(
+            "ACL", "SETUSER", user, "on", ">pw", "~*", "&*", "+@all", "-@admin", "-@dangerous", "-info", "-zscore",
+        )  # fmt: skip
+        pubsub = made(well_kept.url.replace("redis://", f"redis://{user}:pw@"))
+        findings = [*examine(pubsub)]
+        pubsub.close()
+        client.acl_deluser(user)
+
+    hidden = [one for one in findings if one.name == "not permitted to look"]
+    assert {one.severity for one in hidden} == {"warning"}
+    assert [one.mend.rpartition("+")[2] for one in hidden] == ["info", "config|get"]
+    (rights,) = [one for one in findings if one.name == "rights missing" and one.severity == "error"]
+    assert "ZSCORE" in rights.what
+
+
+def test_a_foreign_clock_is_found(well_kept: RealServer):
+    clock = ManualClock(datetime.now(UTC) + timedelta(hours=1))
+
+    findings = found(made(well_kept.url, clock=clock))
+
+    assert findings["clock difference"].severity == "warning"
+    assert "ahead of the server's" in findings["clock difference"].what
+
+
+# Topics and groups
+
+
+def declared(pubsub: PubSub, *, fails: bool = False) -> None:
+    @pubsub.subscribe("orders", retry=NoRetry())
+    def charge(order: int) -> None:
+        if fails:
+            raise ValueError("declined")
+
+
+def work(pubsub: PubSub) -> None:
+    with Worker(pubsub, threads=1, burst=True) as worker:
+        assert worker.wait(WITHIN)
+
+
+def test_a_subscription_that_was_never_consumed_is_noted(shop: PubSub):
+    declared(shop)
+    assert named(examine(shop))["never consumed"].severity == "note"
+
+
+def test_a_group_without_workers_is_worse_if_something_waits(shop: PubSub):
+    declared(shop)
+    work(shop)
+    assert named(examine(shop))["no workers"].severity == "warning"
+    shop.publish("orders", 1)
+    assert named(examine(shop))["no workers"].severity == "error"
+    with Worker(shop, threads=1) as worker:
+        while not shop.inspector.consumers(shop.subscriptions()[0].key):
+            assert not worker.wait(0.02)
+        assert "no workers" not in named(examine(shop))
+
+
+def test_a_handler_that_is_gone_is_found(shop: PubSub):
+    declared(shop)
+    work(shop)
+    other = PubSub(shop.settings.url, group="shipping", namespace=shop.settings.namespace)
+    declared(other)
+    other.publish("orders", 1)
+
+    finding = found(other)["handler gone"]
+
+    assert finding.severity == "error"
+    assert "billing" in finding.what
+    assert "remove-group orders billing" in finding.mend
+
+
+def test_dead_letters_and_pauses_are_told(shop: PubSub):
+    declared(shop, fails=True)
+    shop.publish("orders", 1)
+    work(shop)
+    shop.inspector.pause_group(shop.subscriptions()[0].key, is_paused=True)
+
+    findings = named(examine(shop))
+
+    assert "1 dead letters" in findings["dead letters"].what
+    assert "30 days" in findings["dead letters"].why
+    assert findings["paused"].mend == "resume orders --group billing"
+
+
+def test_a_topic_that_nobody_consumes_grows(shop: PubSub):
+    shop.publish("events", 1)
+    assert "holds 1 messages" in named(examine(shop))["no group"].what
+
+
+def test_a_name_without_a_group_is_orphaned(shop: PubSub):
+    declared(shop)
+    work(shop)
+    (key,) = [one.key for one in shop.subscriptions()]
+    shop.inspector.remove_group(key)
+    assert "'orders'" in named(examine(shop))["orphaned name"].what
+
+
+# The command
+
+
+def test_the_exit_code_is_that_of_the_worst(well_kept: RealServer, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("PUBSUB_APP", raising=False)
+    monkeypatch.delenv("FLASK_APP", raising=False)
+    monkeypatch.setenv("PUBSUB_NAMESPACE", f"test-{uuid.uuid4().hex}")
+
+    def doctor(*words: str) -> tuple[int, str]:
+        result = CliRunner().invoke(pubsub_command, ["doctor", *words])
+        return result.exit_code, result.output
+
+    code, text = doctor("--url", well_kept.url)
+    assert (code, text.splitlines()[0]) == (0, "NOTE: the server has no replica")
+    code, text = doctor("--url", "redis://127.0.0.1:1/0", "--json")
+    assert (code, [one["severity"] for one in json.loads(text)]) == (6, ["error"])
+    with Redis.from_url(well_kept.url) as client:
+        client.config_set("appendfsync", "no")
+        code, text = doctor("--url", well_kept.url)
+        client.config_set("appendfsync", "everysec")
+    assert code == 5
+    assert "  why:  " in text
+    assert "  mend: CONFIG SET appendfsync everysec" in text
+
+
+def test_an_old_server_is_too_old():
+    def ask(command: tuple[object, ...]) -> object:
+        return b"redis_version:6.2.14\r\n" if command == ("INFO",) else [] if command[0] == "CONFIG" else b"OK"
+
+    finding = named([*RedisExaminer(ask, "pubsub").findings()])["version"]
+    assert (finding.severity, "7.0 or newer" in finding.what) == ("error", True)
