@@ -274,7 +274,7 @@ class GroupState:
 
     `consumers` are the processes that have it now. `oldest_unsettled` is when the oldest message was published that the
     group has not settled, None if there is none. `dropped` is how many messages of the topic were dropped to bound its
-    backlog, ever.
+    backlog, ever. `lag` is how many messages the group was not handed yet, None if the backend cannot tell.
     """
 
     key: SubscriptionKey
@@ -282,6 +282,7 @@ class GroupState:
     consumers: int
     oldest_unsettled: datetime | None
     dropped: int
+    lag: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

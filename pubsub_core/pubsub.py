@@ -29,6 +29,7 @@ from pubsub_core.dead_letters import DeadLetters
 from pubsub_core.errors import ConfigurationError, PayloadTooLarge, SubscriptionError, ValidationError
 from pubsub_core.ids import published_at
 from pubsub_core.message import NO_HEADERS, Message, SubscriptionKey
+from pubsub_core.metrics import Metrics
 from pubsub_core.middleware import HandleMiddleware, PublishMiddleware, chain
 from pubsub_core.names import check_name, did_you_mean, is_name
 from pubsub_core.retry import ExponentialBackoff, RetryPolicy
@@ -65,6 +66,8 @@ class PubSub:
         self._handle_middleware: list[HandleMiddleware] = []
         self._publish_middleware: list[PublishMiddleware] = []
         self._own_runtime: Runtime | None = None
+        self.metrics = Metrics()
+        """What happened to messages in this process, counted from `metrics.start()` on."""
         Settings.parse(self._keywords)
 
     # Declaring
@@ -332,6 +335,7 @@ class PubSub:
             nonlocal ids
             encoded = [self._encoded(runtime, changed)]
             ids = runtime.broker.publish(encoded, asked, again=id is not None, terms=terms)
+            self.metrics.published(encoded, ids)
 
         if self._publish_middleware:
             chain(self._publish_middleware, send)(message)
@@ -548,6 +552,7 @@ class Batch:
         again, self._may_be_stored = self._may_be_stored, True
         ids = tuple(self._runtime.broker.publish(self._waiting, self._asked, again=again, terms=self._terms))
         self._sent.extend(ids)
+        self._pubsub.metrics.published(self._waiting, ids)
         self._forget()
         return ids
 

@@ -279,7 +279,9 @@ class Group:
         unsettled += [delivery.message for _, delivery in self.held.values()]
         unsettled += [delivery.message for delivery in self._parked.values()]
         oldest = min((message.published_at for message in unsettled), default=None)
-        return GroupState(self._key, len(self.held) + len(self._parked), consumers, oldest, dropped)
+        return GroupState(
+            self._key, len(self.held) + len(self._parked), consumers, oldest, dropped, self.log.end - self.next
+        )
 
 
 @dataclass(slots=True)

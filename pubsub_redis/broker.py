@@ -313,7 +313,8 @@ class RedisBroker:
             unread = self.call(keys.stream, ("XRANGE", keys.stream, after, "+", "COUNT", 1), "looking for a message")
             first = unread[0][0] if unread else None
         oldest = None if first is None else stored_at(first.decode())
-        return GroupState(SubscriptionKey(topic, group), facts[b"pending"], len(consumers), oldest, dropped)
+        lag = facts.get(b"lag")
+        return GroupState(SubscriptionKey(topic, group), facts[b"pending"], len(consumers), oldest, dropped, lag)
 
     def _consumers(self, stream: str, group: str) -> list[bytes]:
         rows = self.call(stream, ("XINFO", "CONSUMERS", stream, group), "listing consumers")
