@@ -26,15 +26,15 @@ PLAIN = ["-m", "benchmarks.plain_consumer"]
 
 def ours_drain(url: str, count: int, *, log_level: str) -> float:
     publishing.ours_in_batches(url, count, 500)
-    return count / _drained(url, count, [*OURS, "benchmarks.ours_drain:pubsub", *_worker(log_level)])
+    return count / drained(url, count, [*OURS, "benchmarks.ours_drain:pubsub", *_worker(log_level)])
 
 
 def plain_drain(url: str, count: int) -> float:
     publishing.plain_in_batches(url, count, 500)
-    return count / _drained(url, count, [*PLAIN, "drain"])
+    return count / drained(url, count, [*PLAIN, "drain"])
 
 
-def _drained(url: str, count: int, words: Sequence[str]) -> float:
+def drained(url: str, count: int, words: Sequence[str]) -> float:
     with _consumer(url, count + 1, words) as result:  # to warm up, publishing sends one more
         return float(result())
 

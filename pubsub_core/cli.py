@@ -28,6 +28,7 @@ Examples:
   pubsub worker shop:app --processes 4 --threads 10
   pubsub worker "shop:create_app()" --burst
   PUBSUB_APP=shop:app pubsub worker --reload
+  pubsub worker shop:app --log-format json --health-port 9100 --health-host 0.0.0.0
 """
 
 _FLASK_EXAMPLES = """\b
@@ -48,6 +49,10 @@ def worker_command(door: Door, *, takes_target: bool) -> click.Command:
         burst: bool,
         reload: bool,
         log_level: str,
+        log_format: str,
+        log_sample: int | None,
+        health_host: str,
+        health_port: int | None,
     ) -> None:
         with refusing():
             called, load = door(target)
@@ -55,7 +60,16 @@ def worker_command(door: Door, *, takes_target: bool) -> click.Command:
             from pubsub_core.worker.supervisor import supervise
 
             options = WorkerOptions(
-                target=called, processes=processes, threads=threads, burst=burst, reload=reload, log_level=log_level
+                target=called,
+                processes=processes,
+                threads=threads,
+                burst=burst,
+                reload=reload,
+                log_level=log_level,
+                log_format="json" if log_format == "json" else "text",
+                log_sample=log_sample,
+                health_host=health_host,
+                health_port=health_port,
             )
             code = supervise(load, options)
         click.get_current_context().exit(code)
@@ -99,6 +113,32 @@ def _worker_options() -> list[click.Parameter]:
         click.Option(["--reload"], is_flag=True, help="Start anew when a source file changes. For development."),
         click.Option(
             ["-l", "--log-level"], type=levels, default="INFO", show_default=True, help="Log from this level on."
+        ),
+        click.Option(
+            ["--log-format"],
+            type=click.Choice(["text", "json"]),
+            default="text",
+            show_default=True,
+            help="JSON is one object a line, with the message at work.",
+        ),
+        click.Option(
+            ["--log-sample"],
+            type=number,
+            metavar="N",
+            help="Log at most so many handled messages a second and process, and count the others.",
+        ),
+        click.Option(
+            ["--health-port", "--metrics-port"],
+            type=click.IntRange(0, 65535),
+            metavar="PORT",
+            help="Serve /livez, /readyz and /metrics there. 0 takes any that is free.",
+        ),
+        click.Option(
+            ["--health-host"],
+            default="127.0.0.1",
+            show_default=True,
+            metavar="ADDRESS",
+            help="The address to serve them on; 0.0.0.0 is all.",
         ),
     ]
 

@@ -1,11 +1,31 @@
-"""Which message a log record is about. Nothing here is configured by itself, except by `pubsub worker`."""
+"""Log lines with their context, as text or JSON. Nothing here happens at import: whoever wants it adds it.
 
+    handler = logging.StreamHandler()
+    handler.addFilter(ContextFilter())
+    handler.setFormatter(JsonFormatter())
+    logging.getLogger().addHandler(handler)
+
+That is what `pubsub worker --log-format json` does.
+"""
+
+import json
 import logging
-from typing import Any
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Literal
 
 from pubsub_core.context import CORRELATION_ID, CURRENT_MESSAGE
 
+LogFormat = Literal["text", "json"]
+
 FIELDS = ("topic", "message_id", "group", "attempt", "correlation_id")
+
+_TEXT = "%(asctime)s [%(process)d] %(levelname)s %(message)s"
+_USUAL = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+_LIBRARY = "pubsub"
 
 
 class ContextFilter(logging.Filter):
@@ -48,3 +68,94 @@ class WorkerFormatter(logging.Formatter):
             return line
         facts = vars(record)
         return f"{line} [{facts.get('topic')} {facts['message_id']} attempt {facts.get('attempt')}]"
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, process, the record's own fields, and the exception."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line. A value that JSON cannot say is shown as its `str`."""
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            "process": record.process,
+        }
+        line |= {name: value for name, value in vars(record).items() if name not in _USUAL and name not in line}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        if record.stack_info:
+            line["stack"] = record.stack_info
+        try:
+            text = json.dumps(line, ensure_ascii=False, allow_nan=False, default=str)
+        except (TypeError, ValueError):  # a key that is no text, a number that is none, or what contains itself
+            text = json.dumps({name: str(value) for name, value in line.items()}, ensure_ascii=False)
+        return text.encode("utf-8", "backslashreplace").decode()
+
+
+class Sampler(logging.Filter):
+    """Lets through the lines of at most `most` handled messages a second, and says how many it left out.
+
+    Only lines that tell of a handled message are left out: failures, retries and dead letters never are. Safe to use
+    from any thread.
+    """
+
+    def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._most = most
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._since = clock()
+        self._passed = 0
+        self._left_out = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell whether the record is written; add to it what was left out since the last one."""
+        if getattr(record, "outcome", None) != "handled":
+            return True
+        with self._lock:
+            now = self._clock()
+            if now - self._since >= 1.0:
+                self._since, self._passed = now, 0
+            if self._passed >= self._most:
+                self._left_out += 1
+                return False
+            self._passed += 1
+            left_out, self._left_out = self._left_out, 0
+        if left_out:
+            record.msg = f"{record.msg} [and {left_out} more, not logged]"
+            record.left_out = left_out
+        return True
+
+    def close(self) -> int:
+        """Return how many lines were left out and not told of yet."""
+        with self._lock:
+            left_out, self._left_out = self._left_out, 0
+        return left_out
+
+
+def configure_logging(level: str | None, form: LogFormat = "text", sample: int | None = None) -> None:
+    """Log to stderr, unless the application has configured logging; None leaves all as it is.
+
+    `sample` is set on the library's logger in any case.
+    """
+    library = logging.getLogger(_LIBRARY)
+    if sample is not None and not any(isinstance(one, Sampler) for one in library.filters):
+        library.addFilter(Sampler(sample))
+    root = logging.getLogger()
+    if level is None or root.handlers:
+        return
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(ContextFilter())
+    handler.setFormatter(JsonFormatter() if form == "json" else WorkerFormatter(_TEXT, "%H:%M:%S"))
+    root.addHandler(handler)
+    root.setLevel(level.upper())
+
+
+def tell_left_out() -> None:
+    """Log how many lines were left out and not told of yet, if any."""
+    library = logging.getLogger(_LIBRARY)
+    left_out = sum(one.close() for one in library.filters if isinstance(one, Sampler))
+    if left_out:
+        library.info("%d more messages were handled, not logged", left_out, extra={"left_out": left_out})

@@ -40,6 +40,7 @@ from pubsub_core.errors import (
 from pubsub_core.headers import HeadersHook, inherited_headers, merged_headers
 from pubsub_core.ids import published_at
 from pubsub_core.message import NO_HEADERS, Message, SubscriptionKey, message_of
+from pubsub_core.metrics import Metrics
 from pubsub_core.middleware import HandleMiddleware, PublishMiddleware, chain, refuse_async
 from pubsub_core.names import check_name, did_you_mean, is_name
 from pubsub_core.retry import ExponentialBackoff, RetryPolicy
@@ -82,6 +83,8 @@ class PubSub:
         self._header_hooks: list[HeadersHook] = []
         self._own_runtime: Runtime | None = None
         self._stand_ins: list[Runtime] = []  # of a test; shared with copies of this
+        self.metrics = Metrics()
+        """What happened to messages in this process, counted from `metrics.start()` on."""
         Settings.parse(self._keywords)
 
     # Declaring
@@ -403,6 +406,7 @@ class PubSub:
             nonlocal ids
             encoded = [self._encoded(runtime, changed)]
             ids = runtime.broker.publish(encoded, asked, again=id is not None, terms=terms)
+            self.metrics.published(encoded, ids)
 
         if self._publish_middleware:
             chain(self._publish_middleware, send)(message)
@@ -703,6 +707,7 @@ class Batch:
                 self._send(messages, again=again)
         ids = tuple(self._stored[one] for one in self._added)
         self._sent.extend(ids)
+        self._pubsub.metrics.published(self._waiting, ids)
         self._forget()
         if self._runtime.settings.eager:
             self._pubsub._drain(self._runtime)  # noqa: SLF001

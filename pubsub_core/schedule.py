@@ -53,8 +53,16 @@ class Scheduler:
     """
 
     def __init__(
-        self, schedules: Sequence[Schedule], broker: Broker, owner: str, make_message: MakeMessage, lease: float
+        self,
+        schedules: Sequence[Schedule],
+        broker: Broker,
+        owner: str,
+        make_message: MakeMessage,
+        lease: float,
+        *,
+        note_fired: Callable[[Message[bytes]], None] = lambda _: None,
     ) -> None:
+        self._note_fired = note_fired
         self._schedules = schedules
         self._broker = broker
         self._owner = owner
@@ -110,6 +118,8 @@ class Scheduler:
                 fired = self._broker.fire(one.key, one.spec.key, tick, message)
                 if fired == "early":
                     return
+                if fired == "fired":
+                    self._note_fired(message)
                 log.debug("schedule %s, tick %s: %s", one.name, tick, fired)
             self._seen[one.key] = tick
 

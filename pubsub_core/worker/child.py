@@ -1,8 +1,6 @@
 """One worker process, forked by the supervisor: it loads the application, works, and drains when it is told to."""
 
-import contextlib
 import gc
-import json
 import logging
 import os
 import select
@@ -16,11 +14,12 @@ from types import FrameType
 import pubsub_core
 from pubsub_core.backends import masked
 from pubsub_core.errors import BrokerError, ConfigurationError, PubSubError
-from pubsub_core.logs import ContextFilter, WorkerFormatter
+from pubsub_core.logs import configure_logging, tell_left_out
 from pubsub_core.pubsub import PubSub
 from pubsub_core.subscription import Subscription
 from pubsub_core.worker.options import LoadTarget, WorkerOptions
 from pubsub_core.worker.process import Worker
+from pubsub_core.worker.report import Reporter, ToSupervisor
 
 log = logging.getLogger("pubsub")
 
@@ -43,51 +42,64 @@ def run_child(load: LoadTarget, options: WorkerOptions, pipe: socket.socket) -> 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches the supervisor, which tells us
     signal.signal(signal.SIGTERM, lambda number, frame: _note(signals, number, frame))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD))  # see `_fork`
-    configure_logging(options.log_level)
+    configure_logging(options.log_level, options.log_format, options.log_sample)
+    supervisor = ToSupervisor(pipe)
     try:
         pubsub = load()
+        if options.health_port is not None:
+            pubsub.metrics.start()
         worker = _worker(pubsub, options)
+        reporter = None if options.health_port is None else Reporter(worker, pubsub.metrics, pubsub.runtime.broker)
     except PubSubError as error:
-        print(f"pubsub: {error}", file=sys.stderr)
+        _complain(options, str(error))
         return USAGE
     except Exception:  # noqa: BLE001  # whatever the application's import raises: it is shown, not handled
-        traceback.print_exc()
-        print(f"pubsub: {options.target!r} could not be loaded, see above", file=sys.stderr)
+        _complain(options, f"{options.target!r} could not be loaded, see above", with_traceback=True)
         return USAGE
     gc.collect()
     gc.freeze()  # what was imported stays: without it the collector would look at all of it again and again
     settings = worker.settings
-    _send(
-        pipe,
+    supervisor.tell(
         processes=options.processes or settings.processes,
         shutdown_timeout=settings.shutdown_timeout,
         heartbeat=settings.heartbeat,
         banner=banner(worker, options),
     )
+
+    def drain(timeout: float | None = None) -> int:
+        code = _drain(worker, pubsub, options, timeout)
+        tell_left_out()
+        if reporter is not None:
+            supervisor.tell(**reporter.report())  # what was counted while it drained
+        return code
+
     worker.start()
     while not worker.is_stopping and not signals:
         readable, _, _ = select.select([pipe, wake_out], [], [], 0.05 if options.burst else _CHECK_SECONDS)
-        with contextlib.suppress(OSError):  # full, so the supervisor is frozen; or it is gone, which shows below
-            pipe.send(b"\n", socket.MSG_DONTWAIT)  # a sign that Python runs here: see `_Supervisor._kill_the_deaf`
+        # That Python runs here: see `_Supervisor._kill_the_deaf`.
+        supervisor.give_sign(None if reporter is None else reporter.report_if_due())
         if wake_out in readable:
             wake_out.recv(4096)  # whichever signal it was: the application may have handlers of its own
         if pipe in readable:
-            log.warning("the supervisor is gone: stopping")
-            break
+            if not pipe.recv(4096):
+                log.warning("the supervisor is gone: stopping")
+                break
+            if reporter is not None:
+                reporter.look()  # nothing else is ever asked
         if not worker.is_alive and not worker.is_stopping:
             log.error("a thread of the worker died: another process takes the place of this one")
-            _send(pipe, is_leaving=True)
+            supervisor.tell(is_leaving=True)
             # No longer: its sign of life may have ended with the thread, and then others have what it has in hand.
-            _drain(worker, pubsub, timeout=min(settings.shutdown_timeout, 2 * settings.heartbeat))
+            drain(timeout=min(settings.shutdown_timeout, 2 * settings.heartbeat))
             return CRASHED
         if worker.abandoned:
             log.error(
                 "a handler will not stop: this process finishes what else it has, and another one takes its place"
             )
-            _send(pipe, is_leaving=True)
-            _drain(worker, pubsub)
+            supervisor.tell(is_leaving=True)
+            drain()
             return REPLACED
-    return _drain(worker, pubsub)
+    return drain()
 
 
 def _note(signals: list[int], number: int, _: FrameType | None) -> None:
@@ -105,12 +117,22 @@ def _worker(pubsub: PubSub, options: WorkerOptions) -> Worker:
     return Worker(pubsub, threads=options.threads, burst=options.burst)
 
 
-def _drain(worker: Worker, pubsub: PubSub, timeout: float | None = None) -> int:
+def _complain(options: WorkerOptions, text: str, *, with_traceback: bool = False) -> None:
+    """Say why it ends: as a line of the log if that is to be JSON, else in words for who started it."""
+    if options.log_format == "json":
+        log.critical("%s", text, exc_info=with_traceback)
+        return
+    if with_traceback:
+        traceback.print_exc()
+    print(f"pubsub: {text}", file=sys.stderr)
+
+
+def _drain(worker: Worker, pubsub: PubSub, options: WorkerOptions, timeout: float | None) -> int:
     worker.stop()
     in_time = worker.join(timeout)
     pubsub.close()
     if isinstance(worker.failure, BrokerError):
-        print(f"pubsub: {worker.failure}", file=sys.stderr)
+        _complain(options, str(worker.failure))
         return USAGE
     if worker.failure is not None:
         return CRASHED
@@ -118,23 +140,6 @@ def _drain(worker: Worker, pubsub: PubSub, timeout: float | None = None) -> int:
         log.warning("some handlers did not finish in time; their messages were given to others")
         return CRASHED
     return OK
-
-
-def _send(pipe: socket.socket, **facts: object) -> None:
-    try:
-        pipe.sendall(json.dumps(facts).encode() + b"\n")
-    except OSError:
-        log.warning("the supervisor is gone")  # the main loop sees it, too, and stops
-
-
-def configure_logging(level: str | None) -> None:
-    """Log to stderr, unless the application has configured logging; None leaves all as it is."""
-    if level is None or logging.getLogger().handlers:
-        return
-    handler = logging.StreamHandler()
-    handler.setFormatter(WorkerFormatter("%(asctime)s [%(process)d] %(levelname)s %(message)s", "%H:%M:%S"))
-    handler.addFilter(ContextFilter())
-    logging.basicConfig(level=level.upper(), handlers=[handler])
 
 
 def banner(worker: Worker, options: WorkerOptions) -> str:

@@ -30,6 +30,7 @@ from pubsub_core.message import (
     delivery_of,
     message_of,
 )
+from pubsub_core.metrics import Observed
 from pubsub_core.middleware import HandleMiddleware, HandleNext, chain
 from pubsub_core.outcome import ACKED, Acked, DeadLettered, Dropped, Outcome, Released, Retried
 from pubsub_core.subscription import Subscription, Takes
@@ -59,7 +60,9 @@ class Executor:
         timeouts: Timeouts,
         max_crashes: int,
         broker_time: Callable[[], float],
+        observe: Callable[[Observed], None] | None = None,
     ) -> None:
+        self._observe = observe
         self._broker_time = broker_time
         self._timeouts = timeouts
         self._max_crashes = max_crashes
@@ -78,7 +81,10 @@ class Executor:
             or delivery.crashes >= self._max_crashes
             or (message.expires_at is not None and self._broker_time() >= message.expires_at.timestamp())
         ):
-            self._settle([delivery], self._refused(delivery, plan.subscription if plan else None))
+            refused = self._refused(delivery, plan.subscription if plan else None)
+            if self._observe is not None:
+                self._observe((delivery, refused, monotonic(), None))
+            self._settle([delivery], refused)
             return True
         started = monotonic()
         run = self._timeouts.run_of(delivery, plan.subscription, started + plan.timeout)
@@ -88,8 +94,11 @@ class Executor:
         if run.is_given_up:
             log.warning("a handler that was given up has ended after all: %s", _of(delivery), extra=_fields(delivery))
             return False
+        seconds = monotonic() - started
+        if self._observe is not None:
+            self._observe((delivery, outcome, started, seconds))
         if log.isEnabledFor(logging.INFO):
-            _log_settled(message, plan.subscription, outcome, monotonic() - started)
+            _log_settled(message, plan.subscription, outcome, seconds)
         self._settle([delivery], outcome)
         return True
 
@@ -144,6 +153,9 @@ class Executor:
         error = _timed_out(run, None)
         error.add_note("It would not be interrupted. It stands here:\n" + "".join(traceback.format_stack(frame)[-20:]))
         outcome = _failed(run.delivery.message, run.subscription, error)
+        if self._observe is not None:
+            seconds = run.subscription.timeout or 0.0
+            self._observe((run.delivery, outcome, monotonic() - seconds, seconds))
         self._settler.do(lambda: self._settle([run.delivery], outcome))
 
     def _settle(self, deliveries: Sequence[Delivery[bytes]], outcome: Outcome) -> None:
@@ -322,15 +334,16 @@ def _writable(text: str) -> str:
 def _log_settled(message: Message[bytes], subscription: Subscription, outcome: Outcome, seconds: float) -> None:
     match outcome:
         case Acked():
-            level, what = logging.INFO, "handled by"
+            level, name, what = logging.INFO, "handled", "handled by"
         case Retried(delay):
-            level, what = logging.INFO, f"to be retried in {delay:.1f} s by"
+            level, name, what = logging.INFO, "retried", f"to be retried in {delay:.1f} s by"
         case DeadLettered(reason):
-            level, what = logging.WARNING, f"dead-lettered ({reason.kind}: {reason.detail or reason.error}) by"
+            what = f"dead-lettered ({reason.kind}: {reason.detail or reason.error}) by"
+            level, name = logging.WARNING, "dead"
         case Released():
-            level, what = logging.INFO, "handed back by"
+            level, name, what = logging.INFO, "released", "handed back by"
         case Dropped():
-            level, what = logging.WARNING, "dropped by"
+            level, name, what = logging.WARNING, "dropped", "dropped by"
         case _:
             assert_never(outcome)
     log.log(
@@ -342,7 +355,7 @@ def _log_settled(message: Message[bytes], subscription: Subscription, outcome: O
         subscription.handler.name,
         seconds * 1000,
         message.attempt,
-        extra={**_fields(message), "seconds": seconds},
+        extra={**_fields(message), "seconds": round(seconds, 6), "outcome": name},
     )
 
 

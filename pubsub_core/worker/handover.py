@@ -168,6 +168,11 @@ class Handover:
         with self._lock:
             return not self._running and not self._waiting
 
+    def in_hand(self) -> dict[SubscriptionKey, int]:
+        """Return how many deliveries of each subscription are in hand, those at work included."""
+        with self._changed:
+            return {key: line.in_hand for key, line in self._lines.items()}
+
     def stop(self) -> list[Delivery[bytes]]:
         """End all `next`, and return the deliveries that nobody started. Idempotent; a late read adds more."""
         with self._lock:

@@ -20,6 +20,11 @@ class Outage:
         self._failing: set[str] = set()
         self._since = 0.0
 
+    @property
+    def is_on(self) -> bool:
+        """Whether anything fails."""
+        return bool(self._failing)
+
     def begin(self, what: str, error: BrokerError) -> None:
         """Note that `what` failed; log it if that is news."""
         with self._lock:

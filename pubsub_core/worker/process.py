@@ -8,13 +8,14 @@ import re
 import secrets
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from time import monotonic
 from types import TracebackType
 
 from pubsub_core.clock import MovableClock
 from pubsub_core.errors import BrokerError, ConfigurationError, NotPermitted, StreamConflict, WorkerError
-from pubsub_core.message import Delivery
+from pubsub_core.message import Delivery, SubscriptionKey
 from pubsub_core.pubsub import PubSub
 from pubsub_core.schedule import Scheduler
 from pubsub_core.worker.event_loop import EventLoop
@@ -32,6 +33,21 @@ _BURST_WAIT = 0.05
 LEASE = 4  # heartbeats: who gave no sign of life for so long counts as gone
 _LOOK = 1.0  # seconds between two looks for what is too much in hand
 _MAX_PAUSE = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How a worker is getting on. `read_age` is the seconds since a read succeeded, None before the first.
+
+    `is_cut_off` says that something it wants of the broker fails. `running` is how many handlers are at work, `free`
+    how many threads have nothing to do: while there are any, one of them reads.
+    """
+
+    read_age: float | None
+    is_cut_off: bool
+    running: int
+    free: int
+    in_hand: Mapping[SubscriptionKey, int]
 
 
 class Worker:
@@ -57,12 +73,20 @@ class Worker:
         if isinstance(clock, MovableClock):
             clock.on_move(self._look_now.set)
             lease = math.inf  # time that is moved on in a test passes at once: nobody was away
-        self._scheduler = Scheduler(pubsub.schedules, broker, self.settings.group, pubsub.scheduled_message, lease)
+        self._scheduler = Scheduler(
+            pubsub.schedules,
+            broker,
+            self.settings.group,
+            pubsub.scheduled_message,
+            lease,
+            note_fired=lambda message: pubsub.metrics.published([message], [message.id]),
+        )
         self._outage = Outage()
         self._settler = Settler(self._consumer, self._outage, self._died)
         is_async = any(one.handler.is_async for one in self.subscriptions)
         self._timeouts = Timeouts(self._give_up, self._died)
         self._loop = EventLoop(self._timeouts.cancel_by, self._died) if is_async else None
+        self._observer = pubsub.metrics.observer(broker.time, [one.key for one in self.subscriptions])
         self._executor = Executor(
             self.subscriptions,
             pubsub.handle_middleware(),
@@ -72,6 +96,7 @@ class Worker:
             timeouts=self._timeouts,
             max_crashes=self.settings.max_crashes,
             broker_time=broker.time,
+            observe=None if self._observer is None else self._observer.note,
         )
         count = threads or self.settings.threads
         self._handover = Handover(self.subscriptions, count, self._read, self._consumer.wake)
@@ -80,6 +105,7 @@ class Worker:
         self._stopping = threading.Event()
         self._is_over = threading.Event()
         self._was_read = False
+        self._read_at = 0.0
         self._pause = 0.0
         self.failure: Exception | None = None
         """Why it stopped by itself (a BrokerError), or that one of its threads died (a WorkerError)."""
@@ -113,6 +139,13 @@ class Worker:
         if self._loop is not None:
             needed.append(self._loop.thread)
         return all(thread.is_alive() for thread in needed)
+
+    @property
+    def progress(self) -> Progress:
+        """How it is getting on."""
+        running = len(self._handover.running())
+        read_age = monotonic() - self._read_at if self._was_read else None
+        return Progress(read_age, self._outage.is_on, running, len(self._handlers) - running, self._handover.in_hand())
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until it is stopping; tell whether it is."""
@@ -209,11 +242,15 @@ class Worker:
             self._settler.give_back(done)
             self._note_failed_read(error)
             return ()
+        self._read_at = monotonic()
         if not self._was_read:
             self._was_read = True
             self._look_now.set()  # the groups are there, so schedules may fire
         self._pause = 0.0
         self._outage.end("reading")
+        if self._observer is not None:
+            self._observer.ask_for_time()
+            self._observer.count()
         if self._stopping.is_set():
             self._executor.release(deliveries)
             return ()

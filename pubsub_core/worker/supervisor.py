@@ -9,16 +9,21 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 from types import FrameType
 from typing import Any
 
-from pubsub_core.worker.child import CRASHED, OK, USAGE, configure_logging, leave, run_child
+from pubsub_core.logs import configure_logging
+from pubsub_core.metrics import Counts, Page
+from pubsub_core.worker.child import CRASHED, OK, USAGE, leave, run_child
+from pubsub_core.worker.health import ProcessState, StallWatch, newest_looks, why_not_live, why_not_ready
 from pubsub_core.worker.options import LoadTarget, WorkerOptions
+from pubsub_core.worker.pages import address_of, listen, serve_pages
 from pubsub_core.worker.reload import CHANGED, check_reload, watch_for_changes
+from pubsub_core.worker.report import LOOK, Report, sums
 
 log = logging.getLogger("pubsub")
 
@@ -29,6 +34,7 @@ _MAX_PAUSE = 30.0
 _HEALTHY_SECONDS = 60.0  # a process that lived this long is no reason to wait before replacing it
 _LOOK = 1.0  # seconds between two looks at the processes
 _DEAF_AFTER = 6.0  # seconds without a sign of life from a process, which gives one each second; longer than its lease
+_ASK_EVERY = 5.0  # seconds between two looks of a process at the groups, for the pages
 _GRACE = 3.0  # seconds a process gets beyond its own deadline before it is killed
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
 
@@ -46,6 +52,8 @@ class _Child:
     heard_at: float = field(default_factory=monotonic)
     leaves_by: float = math.inf
     received: bytes = b""
+    report: Report | None = None
+    reported_at: float = math.inf
 
 
 def supervise(load: LoadTarget, options: WorkerOptions) -> int:
@@ -57,14 +65,27 @@ def supervise(load: LoadTarget, options: WorkerOptions) -> int:
     """
     if options.reload:
         check_reload()
-    configure_logging(options.log_level)
-    supervisor = _Supervisor(load, options)
+    configure_logging(options.log_level, options.log_format, options.log_sample)
+    listener = None if options.health_port is None else listen(options.health_host, options.health_port)
+    supervisor = _Supervisor(load, options, listener)
     with _signals(supervisor.on_signal) as wake:
-        return supervisor.run(wake)
+        try:
+            return supervisor.run(wake)
+        finally:
+            supervisor.end_pages()
 
 
 class _Supervisor:
-    def __init__(self, load: LoadTarget, options: WorkerOptions) -> None:
+    def __init__(self, load: LoadTarget, options: WorkerOptions, listener: socket.socket | None) -> None:
+        self._listener = listener
+        self._pages: _Child | None = None
+        self._pages_at = 0.0  # when it may be started again
+        self._ask_at = 0.0
+        self._ended = Counts()  # what processes counted that are gone
+        self._crashes = 0
+        self._crashes_in_a_row = 0
+        self._crashed_at = -math.inf
+        self._stall = StallWatch()
         self._load = load
         self._options = options
         self._children: dict[int, _Child] = {}
@@ -95,6 +116,7 @@ class _Supervisor:
             self._start_missing()
             self._kill_the_deaf()
             self._reap()
+            self._see_to_pages()
             if not self._children and (self._stop_by is not None or self._burst_over):
                 return self._code
             self._listen(wake)
@@ -109,19 +131,28 @@ class _Supervisor:
             self._fork(is_watcher=False)
 
     def _fork(self, *, is_watcher: bool) -> None:
+        def run(pipe: socket.socket) -> int:
+            if self._listener is not None:
+                self._listener.close()
+            return watch_for_changes(pipe) if is_watcher else run_child(self._load, self._options, pipe)
+
+        child = self._forked(run, is_watcher=is_watcher)
+        self._children[child.pid] = child
+
+    def _forked(self, run: Callable[[socket.socket], int], *, is_watcher: bool = False) -> _Child:
         ours, theirs = socket.socketpair()
         sys.stdout.flush()
         sys.stderr.flush()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # until the child has handlers of its own
         pid = os.fork()
         if pid == 0:
-            self._be_child(ours, theirs, is_watcher=is_watcher)
+            self._be_child(ours, theirs, run)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         ours.setblocking(False)
-        self._children[pid] = _Child(pid, ours, is_watcher)
+        return _Child(pid, ours, is_watcher)
 
-    def _be_child(self, ours: socket.socket, theirs: socket.socket, *, is_watcher: bool) -> None:
+    def _be_child(self, ours: socket.socket, theirs: socket.socket, run: Callable[[socket.socket], int]) -> None:
         """In the forked child: never returns. Only with every copy of our side closed does it see us die."""
         code = CRASHED
         try:
@@ -129,9 +160,9 @@ class _Supervisor:
             for number in _SIGNALS:
                 signal.signal(number, signal.SIG_DFL)
             ours.close()
-            for sibling in self._children.values():
+            for sibling in (*self._children.values(), *([self._pages] if self._pages else [])):
                 sibling.pipe.close()
-            code = watch_for_changes(theirs) if is_watcher else run_child(self._load, self._options, theirs)
+            code = run(theirs)
         except BaseException:
             log.critical("the worker process failed", exc_info=True)
         finally:
@@ -141,19 +172,23 @@ class _Supervisor:
 
     def _listen(self, wake: socket.socket) -> None:
         pipes = {child.pipe: child for child in self._children.values()}
+        if self._pages is not None:
+            pipes[self._pages.pipe] = self._pages  # the last, so that it is answered with what was just heard
         readable, _, _ = select.select([wake, *pipes], [], [], self._patience())
         if wake in readable:
             wake.recv(4096)
         for pipe in readable:
             if pipe is not wake:
-                self._hear(pipes[pipe])
+                child = pipes[pipe]
+                self._hear(child) if child is not self._pages else self._answer_pages(child)
 
     def _patience(self) -> float | None:
         """Return the seconds until something must be done without being asked."""
         if self._stop_by is not None:
             return max(0.0, min(0.5, self._stop_by - monotonic()))
         until_start = self._start_at - monotonic()
-        until_look = _LOOK if any(child.is_ready for child in self._children.values()) else math.inf
+        is_to_look = self._listener is not None or any(child.is_ready for child in self._children.values())
+        until_look = _LOOK if is_to_look else math.inf
         patience = min(until_start if until_start > 0 else math.inf, until_look)
         return patience if patience < math.inf else None
 
@@ -177,6 +212,9 @@ class _Supervisor:
         self._note_end(child, os.waitstatus_to_exitcode(status))
 
     def _take_note(self, child: _Child, facts: dict[str, Any]) -> None:
+        if (said := facts.get("report")) is not None:
+            child.report, child.reported_at = Report.from_json(said), monotonic()
+            return
         if facts.get("is_leaving"):
             child.is_leaving = True
             child.leaves_by = monotonic() + self._shutdown_timeout + _GRACE
@@ -184,12 +222,16 @@ class _Supervisor:
                 self._fork(is_watcher=False)  # at once, whatever pause others have to make
             return
         child.is_ready = True
+        child.reported_at = monotonic()
         self._wanted = facts["processes"]
         self._shutdown_timeout = facts["shutdown_timeout"]
         self._deaf_after = max(_DEAF_AFTER, 6 * facts["heartbeat"])
         if not self._has_spoken:
             self._has_spoken = True
-            print(facts["banner"], file=sys.stderr, flush=True)
+            if self._options.log_format == "json":
+                log.info("%s", facts["banner"].partition("\n")[0])
+            else:
+                print(facts["banner"], file=sys.stderr, flush=True)
 
     def _kill_the_deaf(self) -> None:
         """Kill processes in which Python does not run any more, as something in C keeps its lock, and late leavers.
@@ -221,6 +263,7 @@ class _Supervisor:
 
     def _note_end(self, child: _Child, code: int) -> None:
         del self._children[child.pid]
+        self._hear_out(child)
         child.pipe.close()
         if child.is_watcher:
             if code == CHANGED and self._stop_by is None:
@@ -244,10 +287,104 @@ class _Supervisor:
     def _replace_later(self, child: _Child, code: int) -> None:
         if monotonic() - child.started > _HEALTHY_SECONDS:
             self._pause = _FIRST_PAUSE
+            self._crashes_in_a_row = 0
+        self._crashes += 1
+        self._crashes_in_a_row += 1
+        self._crashed_at = monotonic()
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
         log.error("process %d %s; starting another in %.1f s", child.pid, how, self._pause)
         self._start_at = monotonic() + self._pause
         self._pause = min(_MAX_PAUSE, self._pause * 2)
+
+    # Health and metrics, for the process that serves the pages
+
+    def _see_to_pages(self) -> None:
+        """Have the pages served, and what they show looked at now and then."""
+        if self._listener is None:
+            return
+        if self._pages is not None and os.waitpid(self._pages.pid, os.WNOHANG)[0]:
+            self._end_of_pages(self._pages)
+        if self._pages is None and monotonic() >= self._pages_at:
+            listener = self._listener
+            self._pages = self._forked(lambda pipe: serve_pages(listener, pipe))
+            self._pages.pipe.settimeout(1.0)
+            log.info("health and metrics at http://%s/readyz", address_of(listener))
+        self._stall.note(monotonic(), self._processes())
+        if monotonic() >= self._ask_at:
+            self._ask_at = monotonic() + _ASK_EVERY
+            self._ask_for_a_look()
+
+    def _end_of_pages(self, pages: _Child) -> None:
+        log.error("the process that serves health and metrics ended; starting another")
+        pages.pipe.close()
+        self._pages, self._pages_at = None, monotonic() + _LOOK
+
+    def _ask_for_a_look(self) -> None:
+        """Have one process look at the groups: the one that was heard last, for it is likely to answer."""
+        able = [child for child in self._children.values() if child.report is not None and not child.is_leaving]
+        if able:
+            with contextlib.suppress(OSError):  # it is frozen, or ending: the next look is that of another
+                max(able, key=lambda child: child.reported_at).pipe.send(LOOK)
+
+    def _answer_pages(self, pages: _Child) -> None:
+        try:
+            received = pages.pipe.recv(65536)
+            *lines, pages.received = (pages.received + received).split(b"\n")
+            for number, page in map(json.loads, lines):
+                pages.pipe.sendall(json.dumps([number, self._answer(page)]).encode() + b"\n")
+        except OSError:
+            received = b""
+        if not received:
+            os.kill(pages.pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
+            os.waitpid(pages.pid, 0)
+            self._end_of_pages(pages)
+
+    def _answer(self, page: str) -> Any:
+        now = monotonic()
+        if page == "/metrics":
+            return self._metrics().to_json()
+        if page == "/livez":
+            is_recent = now - self._crashed_at < _HEALTHY_SECONDS + self._pause
+            return why_not_live(self._crashes_in_a_row) if is_recent else []
+        is_stopping = self._stop_by is not None or self._burst_over
+        return why_not_ready(self._processes(), is_stopping=is_stopping, stalled_for=self._stall.seconds(now))
+
+    def _processes(self) -> list[ProcessState]:
+        now = monotonic()
+        return [
+            ProcessState(child.pid, now - child.reported_at, child.report)
+            for child in self._children.values()
+            if child.is_ready and not child.is_leaving
+        ]
+
+    def _metrics(self) -> Page:
+        reports = [child.report for child in self._children.values() if child.report is not None]
+        counts, in_hand = sums(self._ended, reports)
+        newest = newest_looks(reports)
+        looks = {} if newest is None else newest.looks
+        processes = sum(not child.is_watcher for child in self._children.values())
+        return Page(counts, in_hand, looks, processes, self._crashes)
+
+    def _hear_out(self, child: _Child) -> None:
+        """Take what a process said before it ended, and keep what it counted."""
+        with contextlib.suppress(OSError):
+            while received := child.pipe.recv(65536):
+                child.received += received
+        for line in child.received.split(b"\n")[:-1]:
+            if line and (said := json.loads(line).get("report")) is not None:
+                child.report = Report.from_json(said)
+        if child.report is not None:
+            self._ended.add(child.report.counts)
+
+    def end_pages(self) -> None:
+        """End the process that serves the pages, and free the port."""
+        if self._pages is not None:
+            os.kill(self._pages.pid, signal.SIGKILL)
+            os.waitpid(self._pages.pid, 0)
+            self._pages.pipe.close()
+            self._pages = None
+        if self._listener is not None:
+            self._listener.close()
 
     # Stopping
 
