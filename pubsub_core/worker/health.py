@@ -46,7 +46,7 @@ class StallWatch:
 
 
 def waiting(reports: Sequence[Report]) -> int:
-    """Return how many messages wait for the groups of these processes, as far as is known. Paused ones count for none."""
+    """Return how many messages wait for the groups of these processes, as far as is known; for paused ones none do."""
     looks = newest_looks(reports)
     return 0 if looks is None else sum(look.lag or 0 for look in looks.looks.values() if not look.is_paused)
 
