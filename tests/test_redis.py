@@ -37,6 +37,7 @@ from pubsub_redis.consumer import RedisConsumer
 from pubsub_redis.faults import broker_errors
 from pubsub_redis.keys import worker_key
 from pubsub_redis.link import SCRIPTS, script
+from pubsub_redis.servers import open_servers
 from tests.servers import Proxy, RealServer, proxy_to, redis_server, valkey_server
 
 WITHIN = 10.0
@@ -202,6 +203,18 @@ def test_url_does_not_change_how_the_library_reads_replies(place: Place, query: 
     consumer.dead_letter(again, REASON)
     assert [letter.message.id for letter in broker.dead_letters(place.key)] == published[:1]
     consumer.maintain()
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["redis://host", "unix:///run/redis.sock", "redis+sentinel://host/service", "redis+cluster://host:7000"],
+)
+def test_a_process_may_connect_as_often_as_it_must(url: str) -> None:
+    """However long it lives: redis-py would count the connections that were ever made."""
+    servers = open_servers(url, timeout=1.0)
+    node = "host:7000" if servers.is_cluster else ""
+    for _ in range(1000):
+        assert not servers.connection(node).is_connected
 
 
 @pytest.mark.parametrize(
@@ -648,6 +661,22 @@ def test_consumer_goes_on_when_its_server_is_started_anew(own: RealServer, own_p
     consumer.nack(held[1], 0)
     (again,) = own_place.take(consumer, 1)
     assert (again.message.id, again.message.attempt) == (published[1], 2)
+
+
+def test_outage_of_many_attempts_to_connect_is_over_when_the_server_is_back(own: RealServer, own_place: Place) -> None:
+    broker = own_place.broker(publish_timeout=0.05)
+    consumer = own_place.joined(broker)
+    own.kill()
+    for _ in range(150):
+        with pytest.raises(BrokerUnavailable):
+            consumer.receive({own_place.key: 1}, 0)
+        with pytest.raises(BrokerUnavailable):
+            consumer.maintain()
+    own.start()
+
+    published = publish(own_place.broker())
+
+    assert ids(own_place.take(consumer, 1)) == published
 
 
 def test_outage_longer_than_a_sign_of_life_makes_nobody_lose_what_he_holds(own: RealServer, own_place: Place) -> None:
