@@ -162,9 +162,9 @@ class _Cluster:
         self._start_afresh()
 
     def _start_afresh(self) -> None:
-        self._process = os.getpid()
         self._lock = threading.Lock()
         self._client: Any = None
+        self._process = os.getpid()  # last: another thread of ours would take our parent's lock
 
     def _cluster(self) -> Any:
         from redis.cluster import ClusterNode, RedisCluster

@@ -16,7 +16,7 @@ from time import monotonic
 from types import FrameType
 from typing import Any
 
-from pubsub_core.worker.child import CRASHED, OK, USAGE, configure_logging, leave, run_child
+from pubsub_core.worker.child import CRASHED, OK, USAGE, configure_logging, forget_exit_of_parent, leave, run_child
 from pubsub_core.worker.options import LoadTarget, WorkerOptions
 from pubsub_core.worker.reload import CHANGED, check_reload, watch_for_changes
 
@@ -125,6 +125,7 @@ class _Supervisor:
         """In the forked child: never returns. Only with every copy of our side closed does it see us die."""
         code = CRASHED
         try:
+            forget_exit_of_parent()
             signal.set_wakeup_fd(-1)
             for number in _SIGNALS:
                 signal.signal(number, signal.SIG_DFL)
