@@ -33,12 +33,13 @@ class IdMaker:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._last = _Last()
+        self._by_process = {self._last.process: self._last}  # its own, and those of its ancestors when they forked
 
     def __call__(self) -> str:
         """Return a new id, in the usual 36 characters."""
         last = self._last
         if last.process != os.getpid():
-            last = self._last = _Last()  # as a whole: no other thread may find our parent's lock, or its random state
+            last = self._last = self._by_process.setdefault(os.getpid(), _Last())  # the same for all of our threads
         now = int(self._clock.time() * 1000)
         with last.lock:
             if now > last.milliseconds:

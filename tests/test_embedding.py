@@ -6,8 +6,9 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
 from typing import Any
@@ -106,48 +107,54 @@ def test_a_child_forked_while_a_thread_opens_the_broker_opens_it_for_itself(flee
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_ids_of_children_and_their_threads_differ():
+def test_ids_of_children_and_their_threads_differ_and_rise():
     make_id = IdMaker(SystemClock())
+
+    def made_by_threads() -> str:
+        together = threading.Barrier(4)
+
+        def make(_: int) -> list[str]:
+            together.wait(WITHIN)
+            return [make_id() for _ in range(100)]
+
+        with ThreadPoolExecutor(4) as threads:
+            by_thread = list(threads.map(make, range(4)))
+        assert all(sorted(ids) == ids for ids in by_thread)
+        return " ".join(one for ids in by_thread for one in ids)
+
     made = [make_id()]
-    for _ in range(3):
-        out, into = os.pipe()
-        if os.fork() == 0:
-            try:
-                together = threading.Barrier(4)
-
-                def make(_: int, together: threading.Barrier = together) -> list[str]:
-                    together.wait(WITHIN)
-                    return [make_id() for _ in range(300)]
-
-                with ThreadPoolExecutor(4) as threads, os.fdopen(into, "w") as pipe:
-                    for ids in threads.map(make, range(4)):
-                        assert sorted(ids) == ids
-                        pipe.write(" ".join(ids) + "\n")
-            finally:
-                os._exit(0)
-        os.close(into)
-        with os.fdopen(out) as pipe:
-            made += pipe.read().split()
-        os.wait()
-        made += [make_id() for _ in range(300)]
-    assert len(made) == len(set(made)) == 1 + 3 * 1500
+    for _ in range(20):
+        made += in_child(made_by_threads).split()
+        made += [make_id() for _ in range(100)]
+    assert len(made) == len(set(made)) == 1 + 20 * 500
 
 
 def published_in_child(pubsub: PubSub) -> str:
     """Return the id that a forked child published; fails if it hangs."""
+    return in_child(lambda: pubsub.publish("orders", {}))
+
+
+def in_child(act: Callable[[], str]) -> str:
+    """Return what this returns in a forked child; fails with what it raises there, or if it does not return."""
     out, into = os.pipe()
     child = os.fork()
     if child == 0:
-        signal.alarm(20)
         try:
-            os.write(into, pubsub.publish("orders", {}).encode())
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(20)
+            try:
+                answer, code = act(), 0
+            except BaseException:
+                answer, code = traceback.format_exc(), 1
+            with os.fdopen(into, "w") as pipe:
+                pipe.write(answer)
         finally:
-            os._exit(0)
+            os._exit(code)
     os.close(into)
     with os.fdopen(out) as pipe:
-        published = pipe.read()
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    return published
+        answer = pipe.read()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, answer
+    return answer
 
 
 # From threads, and from handlers
