@@ -1,5 +1,7 @@
 """From a URL to a broker: backends are found by the URL's scheme among the installed entry points."""
 
+# A backend's library may need it, and it cannot be imported any more when the interpreter ends.
+import concurrent.futures.thread  # noqa: F401
 import re
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points

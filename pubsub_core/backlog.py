@@ -52,10 +52,10 @@ class DropLog:
         self._start_afresh()
 
     def _start_afresh(self) -> None:
-        self._process = os.getpid()
         self._lock = threading.Lock()
         self._unsaid: Counter[str] = Counter()
         self._said_at: dict[str, float] = {}
+        self._process = os.getpid()  # last: another thread of a child would wait for a lock of its parent, for ever
 
     def note(self, topic: str, count: int) -> None:
         """Count messages that were dropped from a topic."""

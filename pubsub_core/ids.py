@@ -11,6 +11,19 @@ _RAND_B = (1 << 62) - 1
 _VARIANT = 1 << 63
 
 
+class _Last:
+    """What the last id of a process was made of."""
+
+    __slots__ = ("lock", "milliseconds", "process", "random", "tail")
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+        self.lock = threading.Lock()
+        self.random = random.Random()
+        self.milliseconds = -1
+        self.tail = 0
+
+
 class IdMaker:
     """Makes ids that rise strictly within a process, also many in one millisecond and when the clock goes back.
 
@@ -19,28 +32,22 @@ class IdMaker:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._random = random.Random()
-        self._start_afresh()
-
-    def _start_afresh(self) -> None:
-        self._process = os.getpid()
-        self._lock = threading.Lock()
-        self._random.seed()
-        self._milliseconds = -1
-        self._tail = 0
+        self._last = _Last()
+        self._by_process = {self._last.process: self._last}  # its own, and those of its ancestors when they forked
 
     def __call__(self) -> str:
         """Return a new id, in the usual 36 characters."""
-        if os.getpid() != self._process:
-            self._start_afresh()
+        last = self._last
+        if last.process != os.getpid():
+            last = self._last = self._by_process.setdefault(os.getpid(), _Last())  # the same for all of our threads
         now = int(self._clock.time() * 1000)
-        with self._lock:
-            if now > self._milliseconds:
-                self._milliseconds = now
-                self._tail = self._random.getrandbits(73)  # one bit of room to count up
+        with last.lock:
+            if now > last.milliseconds:
+                last.milliseconds = now
+                last.tail = last.random.getrandbits(73)  # one bit of room to count up
             else:
-                self._tail += 1
-            milliseconds, tail = self._milliseconds, self._tail
+                last.tail += 1
+            milliseconds, tail = last.milliseconds, last.tail
         text = f"{milliseconds:012x}7{tail >> 62:03x}{_VARIANT | tail & _RAND_B:016x}"
         return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 

@@ -1,7 +1,9 @@
 """One application's settings and broker: what a `PubSub` works with once it is configured."""
 
+import os
 import threading
 from collections.abc import Callable, Mapping
+from weakref import WeakSet
 
 from pubsub_core.backends import open_broker
 from pubsub_core.broker import Broker, BrokerOptions, TopicOptions
@@ -21,6 +23,7 @@ class Runtime:
         self._lock = threading.Lock()
         self._broker: Broker | None = None
         self._drain: Callable[[], None] | None = None
+        _all.add(self)
 
     @property
     def broker(self) -> Broker:
@@ -57,3 +60,19 @@ class Runtime:
             broker, self._broker, self._drain = self._broker, None, None
         if broker is not None:
             broker.close()
+
+    def renew_lock(self) -> None:
+        """In a forked child: a thread that it does not have may have been opening the broker."""
+        self._lock = threading.Lock()
+
+
+_all: WeakSet[Runtime] = WeakSet()
+
+
+def _renew_locks() -> None:
+    for runtime in _all:
+        runtime.renew_lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)

@@ -26,6 +26,9 @@ _OURS = (
     "max_connections",
 )
 
+# A pool that never gets a connection back counts those that were ever made; redis-py 8 refuses the 101st.
+_EVER = 2**31
+
 Node = str
 """The name of a server of a cluster; elsewhere always ""."""
 
@@ -93,7 +96,7 @@ class _Standalone:
         options = _options(parts, timeout)
         if parts.scheme != "unix":
             options["socket_keepalive"] = True
-        self._pool = ConnectionPool(**options)
+        self._pool = ConnectionPool(max_connections=_EVER, **options)
         self.connection("")  # without I/O, but it refuses a parameter that it does not know
 
     def node_of(self, key: str) -> Node:
@@ -128,7 +131,7 @@ class _Sentinel:
             _hosts(parts, 26379), sentinel_kwargs=sentinel_options
         )
         self._pool = SentinelConnectionPool(  # type: ignore[no-untyped-call]  # redis-py has no types here
-            service, sentinels, socket_keepalive=True, **options
+            service, sentinels, socket_keepalive=True, max_connections=_EVER, **options
         )
         self.connection("")  # without I/O, but it refuses a parameter that it does not know
 
@@ -159,9 +162,9 @@ class _Cluster:
         self._start_afresh()
 
     def _start_afresh(self) -> None:
-        self._process = os.getpid()
         self._lock = threading.Lock()
         self._client: Any = None
+        self._process = os.getpid()  # last: another thread of ours would take our parent's lock
 
     def _cluster(self) -> Any:
         from redis.cluster import ClusterNode, RedisCluster

@@ -7,16 +7,13 @@ import random
 import signal
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from redis import Redis
 
 from pubsub_core import (
     ConfigurationError,
@@ -279,13 +276,7 @@ def test_what_the_policy_gives_up_is_a_dead_letter(policy, tries):
     assert (len(at), end) == (tries, "retries exhausted")
 
 
-# In time, and to the group that failed: real servers
-
-
-@pytest.fixture(params=["redis", "valkey"])
-def server(request: pytest.FixtureRequest) -> RealServer:
-    found: RealServer = request.getfixturevalue(request.param)
-    return found
+# Over crashes and restarts: real servers
 
 
 def until(is_so: Callable[[], bool]) -> None:
@@ -294,107 +285,6 @@ def until(is_so: Callable[[], bool]) -> None:
     while not is_so():
         assert time.monotonic() < deadline
         threading.Event().wait(0.005)
-
-
-class Idle:
-    """Workers that have nothing else to do than `orders`, on two groups of which one fails at the first attempt."""
-
-    def __init__(self, url: str) -> None:
-        self.namespace = f"t{uuid4().hex[:12]}"
-        self.client = Redis.from_url(url)
-        self._changed = threading.Condition()
-        self.runs: dict[int, list[tuple[int, float]]] = defaultdict(list)  # attempt and server time, of `billing`
-        self.shipped: list[int] = []
-        self.pubsub = PubSub(url, group="billing", namespace=self.namespace)
-        self.pubsub.subscribe("orders", group="billing")(self._charge)
-        self.pubsub.subscribe("orders", group="shipping")(self._ship)
-
-    def _charge(self, message: Message[Any]) -> None:
-        self._note(lambda: self.runs[message.payload["number"]].append((message.attempt, self.now())))
-        if message.attempt == 1:
-            raise Retry(delay=message.payload["delay"])
-
-    def _ship(self, message: Message[Any]) -> None:
-        self._note(lambda: self.shipped.append(message.payload["number"]))
-
-    def _note(self, note: Callable[[], None]) -> None:
-        with self._changed:
-            note()
-            self._changed.notify_all()
-
-    def now(self) -> float:
-        whole, fraction = self.client.time()
-        return whole + fraction / 1e6
-
-    def due(self) -> list[float]:
-        """Return when those that wait are due, by the server's clock."""
-        found = self.client.zrange(f"{self.namespace}:{{orders}}:due:billing", 0, -1, withscores=True)
-        return sorted(score / 1000 for _, score in found)
-
-    def wait_until(self, is_so: Callable[[], bool], within: float = WITHIN) -> None:
-        with self._changed:
-            assert self._changed.wait_for(is_so, within), f"{len(self.runs)} runs, {len(self.shipped)} shipped"
-
-    def all_failed(self, count: int) -> list[float]:
-        """Wait until that many wait for their retry, and return when they are due."""
-        until(lambda: len(self.due()) == count)
-        return self.due()
-
-    def close(self) -> None:
-        self.pubsub.close()
-        self.client.close()
-
-
-@pytest.fixture
-def idle(server: RealServer) -> Iterator[Idle]:
-    idle = Idle(server.url)
-    yield idle
-    idle.close()
-
-
-def test_redelivery_is_in_time_on_an_idle_system(idle):
-    with Worker(idle.pubsub, threads=2), Worker(idle.pubsub, threads=2):
-        for number, delay in enumerate([0.3, 1.1, 2.7]):
-            idle.pubsub.publish("orders", {"number": number, "delay": delay})
-            (due,) = idle.all_failed(1)
-            idle.wait_until(lambda number=number: len(idle.runs[number]) == 2)
-            (first, began), (second, ran) = idle.runs[number]
-            assert (first, second) == (1, 2)
-            assert due - began >= delay - 0.001  # what is due is kept in whole milliseconds
-            assert -0.001 <= ran - due <= LATE
-    assert sorted(idle.shipped) == [0, 1, 2]
-
-
-def test_many_redeliveries_are_in_time(idle):
-    """Those that are due one after the other, and a crowd that is due at once."""
-    count = 300
-    with Worker(idle.pubsub, threads=4):
-        with idle.pubsub.batch() as batch:
-            for number in range(count):
-                batch.publish("orders", {"number": number, "delay": 1.5 + (0.003 * number if number < 200 else 0.3)})
-        due = idle.all_failed(count)
-        idle.wait_until(lambda: sum(map(len, idle.runs.values())) == 2 * count)
-    ran = sorted(runs[1][1] for runs in idle.runs.values())
-    late = [after - moment for after, moment in zip(ran, due, strict=True)]
-    assert all([attempt for attempt, _ in runs] == [1, 2] for runs in idle.runs.values())
-    assert min(late) >= -0.001
-    assert max(late) <= LATE
-    assert sorted(idle.shipped) == list(range(count))
-
-
-def test_retry_that_is_due_earlier_than_what_waits_wakes_the_others(idle):
-    """A worker that sleeps until a retry far away takes one that another asked for meanwhile."""
-    with Worker(idle.pubsub, threads=1):
-        idle.pubsub.publish("orders", {"number": 0, "delay": 3600})
-        idle.all_failed(1)
-        with Worker(idle.pubsub, threads=1):
-            idle.pubsub.publish("orders", {"number": 1, "delay": 0.5})
-            due, _ = idle.all_failed(2)
-        idle.wait_until(lambda: len(idle.runs[1]) == 2)
-        assert -0.001 <= idle.runs[1][1][1] - due <= LATE
-
-
-# Over crashes and restarts
 
 
 def test_retry_survives_the_worker_that_asked_for_it_and_the_server():

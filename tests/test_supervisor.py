@@ -178,7 +178,7 @@ def test_four_processes_of_ten_threads_handle_each_message_of_another_process_on
         began = monotonic()
         worker.signal(signal.SIGTERM)
         assert worker.wait() == 0
-        assert monotonic() - began < 2
+        assert monotonic() - began < 4  # a read that nobody woke would take 5
         done = worker.find(r"^done (\d+) (\d+) (\d+)$")
         assert numbers(done) == list(range(20_000))
         assert {match[2] for match in done} == {"1"}
@@ -266,7 +266,7 @@ def test_a_second_signal_leaves_at_once_and_nothing_is_lost(fleet, number, code)
         assert not first.find("^done")
     with fleet.worker("shop", "--burst", PUBSUB_HEARTBEAT="0.3") as second:
         assert second.wait() == 0
-        rest = numbers(second.find(r"^done (\d+) 1 "))
+        rest = numbers(second.find(r"^done (\d+) [12] "))  # 2 if it took long enough for others to be taken for dead
     with fleet.worker("shop", PUBSUB_HEARTBEAT="0.3") as third:
         third.wait_for(r"^done \d+ 2 ", 10 - len(rest))
         assert sorted(rest + numbers(third.find(r"^done (\d+) 2 "))) == list(range(10))
@@ -501,7 +501,8 @@ def test_a_worker_goes_on_when_the_server_comes_back():
             worker.signal(signal.SIGTERM)
             assert worker.wait() == 0
             assert numbers(worker.find(r"^done (\d+) 1 ")) == list(range(20))
-            assert len(worker.find("the broker is away")) == 1
+            # Twice if one thread learns of it when the others are over it already.
+            assert len(worker.find("the broker is away")) in (1, 2)
         fleet.close()
 
 

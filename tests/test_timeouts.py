@@ -1,6 +1,7 @@
 """Handlers that run longer than they may."""
 
 import asyncio
+import gc
 import logging
 import threading
 import time
@@ -17,6 +18,7 @@ from pubsub_core.worker.event_loop import EventLoop
 from tests.servers import RealServer
 
 WITHIN = 15.0
+SHORT = 0.7  # seconds: long enough for a handler to begin, and a quick one to end, while the machine is busy
 
 
 @dataclass
@@ -66,7 +68,7 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
 
 
 def test_a_handler_that_takes_too_long_is_interrupted_and_retried(place: Place) -> None:
-    @place.pubsub.subscribe("orders", timeout=0.2, retry=FixedDelay(0, 1))
+    @place.pubsub.subscribe("orders", timeout=SHORT, retry=FixedDelay(0, 1))
     def spin(message: Message) -> None:
         try:
             while message.attempt == 1:
@@ -83,7 +85,7 @@ def test_a_handler_that_takes_too_long_is_interrupted_and_retried(place: Place) 
 
 
 def test_a_dead_letter_of_a_timeout_says_which_and_where(place: Place, caplog: pytest.LogCaptureFixture) -> None:
-    @place.pubsub.subscribe("orders", timeout=0.1, retry=NoRetry())
+    @place.pubsub.subscribe("orders", timeout=SHORT, retry=NoRetry())
     def dawdle(message: Message) -> None:
         while True:
             time.sleep(0.001)
@@ -92,13 +94,13 @@ def test_a_dead_letter_of_a_timeout_says_which_and_where(place: Place, caplog: p
     with Worker(place.pubsub, threads=1):
         (reason,) = place.until_letters(1)
     assert (reason.kind, reason.error) == ("retries exhausted", "HandlerTimeout")
-    assert "dawdle ran longer than its timeout of 0.1 s" in reason.detail
+    assert "dawdle ran longer than its timeout of 0.7 s" in reason.detail
     assert ", in dawdle" in reason.traceback  # on either of its lines
     assert [record.levelno for record in caplog.records if record.levelno >= logging.ERROR] == [logging.ERROR]
 
 
 def test_an_async_handler_is_cancelled(place: Place) -> None:
-    @place.pubsub.subscribe("orders", timeout=0.2, retry=FixedDelay(0, 1))
+    @place.pubsub.subscribe("orders", timeout=SHORT, retry=FixedDelay(0, 1))
     async def wait(message: Message) -> None:
         try:
             if message.attempt == 1:
@@ -139,7 +141,7 @@ def test_a_handler_that_will_not_stop_is_given_up(place: Place, kind: str, caplo
         def handler(message: Message) -> None:  # type: ignore[misc]
             block(message)
 
-    place.pubsub.subscribe("orders", timeout=0.2, retry=FixedDelay(0, 1))(handler)
+    place.pubsub.subscribe("orders", timeout=SHORT, retry=FixedDelay(0, 1))(handler)
     place.pubsub.publish("orders", 1)
     with Worker(place.pubsub, threads=1) as worker:
         place.until(lambda: ("end", 2) in place.notes)
@@ -160,7 +162,7 @@ def test_a_handler_that_will_not_stop_is_given_up(place: Place, kind: str, caplo
 def test_a_handler_that_catches_its_timeout_and_returns_has_failed(place: Place) -> None:
     """It was cut short: an `except Exception` that only logs must not lose the message."""
 
-    @place.pubsub.subscribe("orders", timeout=0.1, retry=NoRetry())
+    @place.pubsub.subscribe("orders", timeout=SHORT, retry=NoRetry())
     def swallow(message: Message) -> None:
         try:
             while True:
@@ -174,8 +176,9 @@ def test_a_handler_that_catches_its_timeout_and_returns_has_failed(place: Place)
     assert reason.error == "HandlerTimeout"
 
 
-def test_a_timeout_hits_nothing_but_its_own_handler(place: Place) -> None:
+def test_a_timeout_hits_nothing_but_its_own_handler(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """Handlers that end just when their time does: each is done or retried, and none disturbs the next."""
+    monkeypatch.setattr(timeouts, "GRACE", WITHIN)  # a thread that waits for a busy processor is not to be given up
     wrong: list[str] = []
 
     @place.pubsub.subscribe("orders", timeout=0.002, retry=FixedDelay(0, 1000))
@@ -203,7 +206,7 @@ def test_a_late_result_is_dropped_and_told_once(place: Place, caplog: pytest.Log
     go_on = threading.Event()
     before = set(threading.enumerate())
 
-    @place.pubsub.subscribe("orders", timeout=0.1, retry=NoRetry())
+    @place.pubsub.subscribe("orders", timeout=SHORT, retry=NoRetry())
     def block(message: Message) -> None:
         go_on.wait(WITHIN)
 
@@ -225,7 +228,7 @@ def test_a_late_result_is_dropped_and_told_once(place: Place, caplog: pytest.Log
 def test_one_handler_that_blocks_the_loop_costs_the_others_only_that_loop(place: Place) -> None:
     go_on, is_blocked = threading.Event(), threading.Event()
 
-    @place.pubsub.subscribe("blocks", timeout=0.3, retry=NoRetry())
+    @place.pubsub.subscribe("blocks", timeout=SHORT, retry=NoRetry())
     async def block(message: Message) -> None:
         is_blocked.set()
         go_on.wait(WITHIN)
@@ -258,7 +261,7 @@ def test_one_handler_that_blocks_the_loop_costs_the_others_only_that_loop(place:
 def test_a_task_that_will_not_be_cancelled_leaves_its_loop_to_the_others(place: Place) -> None:
     go_on = threading.Event()
 
-    @place.pubsub.subscribe("orders", timeout=0.1, retry=NoRetry())
+    @place.pubsub.subscribe("orders", timeout=SHORT, retry=NoRetry())
     async def stubborn(message: Message) -> None:
         while not go_on.is_set():
             try:
@@ -335,6 +338,7 @@ def test_the_loop_ends_with_what_is_left_on_it() -> None:
     loop.join()
     thread.join(WITHIN)
     assert ends == ["cleaned up", "the waiting thread was told"]
+    gc.collect()  # asyncio logs an error for the deaf task: here, and not in whatever test comes later
 
 
 def test_the_watch_ends_at_once_though_it_was_woken_for_something_else() -> None:
@@ -357,7 +361,7 @@ def test_the_watch_ends_at_once_though_it_was_woken_for_something_else() -> None
 def test_timeouts_are_enforced_while_draining(place: Place) -> None:
     started = threading.Event()
 
-    @place.pubsub.subscribe("orders", timeout=0.3, retry=NoRetry())
+    @place.pubsub.subscribe("orders", timeout=SHORT, retry=NoRetry())
     def dawdle(message: Message) -> None:
         started.set()
         while True:
@@ -393,7 +397,7 @@ def test_middleware_sees_the_timeout(place: Place) -> None:
             place.note("seen")
             raise
 
-    @place.pubsub.subscribe("orders", timeout=0.1, retry=NoRetry())
+    @place.pubsub.subscribe("orders", timeout=SHORT, retry=NoRetry())
     def dawdle(message: Message) -> None:
         while True:
             time.sleep(0.001)
@@ -411,7 +415,7 @@ def test_nobody_is_interrupted_while_he_logs(place: Place) -> None:
     class Slow(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             inside.set()
-            end = time.monotonic() + 0.2
+            end = time.monotonic() + SHORT + 0.1
             while time.monotonic() < end:
                 pass
             place.note("logged")
@@ -419,7 +423,7 @@ def test_nobody_is_interrupted_while_he_logs(place: Place) -> None:
     log = logging.getLogger(f"shop-{uuid.uuid4().hex}")
     log.addHandler(Slow())
 
-    @place.pubsub.subscribe("orders", timeout=0.1, retry=NoRetry())
+    @place.pubsub.subscribe("orders", timeout=SHORT, retry=NoRetry())
     def dawdle(message: Message) -> None:
         log.error("slow")
         while not go_on.is_set():

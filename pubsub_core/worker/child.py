@@ -1,5 +1,6 @@
 """One worker process, forked by the supervisor: it loads the application, works, and drains when it is told to."""
 
+import atexit
 import gc
 import logging
 import os
@@ -165,9 +166,15 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
+def forget_exit_of_parent() -> None:
+    """In a forked child: what its parent registered for its own exit (`atexit`) is not to be run here."""
+    atexit._clear()  # noqa: SLF001  # there is no public way
+
+
 def leave(code: int) -> None:
-    """End a forked child, without running what its parent registered for its own exit."""
+    """End a forked child, running what the application registered for its exit here (`atexit`)."""
     try:
+        atexit._run_exitfuncs()  # noqa: SLF001  # there is no public way
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()

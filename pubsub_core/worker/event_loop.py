@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from pubsub_core.worker.threads import Died, library_thread
+from pubsub_core.worker.threads import Died, library_thread, start_unless_ending
 
 _CLEANING_UP = 1.0  # seconds
 
@@ -70,7 +70,7 @@ class EventLoop:
         if call is not None and call.loop is self._loop and call.is_unheard:
             self._blocked.append(self._loop)
             self._make()
-            self.start()
+            start_unless_ending(self.thread)
 
     def stop(self) -> None:
         """Ask the loop to end, and those that were blocked. What still runs on them is cancelled, and soon left."""

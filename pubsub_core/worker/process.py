@@ -1,5 +1,6 @@
 """A worker within one process: handler threads, and the threads that serve them."""
 
+import atexit
 import logging
 import math
 import os
@@ -23,7 +24,7 @@ from pubsub_core.worker.executor import Executor
 from pubsub_core.worker.handover import Credit, Handover
 from pubsub_core.worker.outage import Outage
 from pubsub_core.worker.settler import Settler
-from pubsub_core.worker.threads import library_thread
+from pubsub_core.worker.threads import library_thread, start_unless_ending
 from pubsub_core.worker.timeouts import Run, Timeouts
 
 log = logging.getLogger("pubsub")
@@ -56,8 +57,9 @@ class Worker:
         with Worker(pubsub, threads=4):
             ...
 
-    Leaving the block finishes what runs, for `PUBSUB_SHUTDOWN_TIMEOUT` seconds at most, and hands back the rest. The
-    command `pubsub worker` runs one in each of its processes. Not to be started before a fork.
+    Leaving the block finishes what runs, for `PUBSUB_SHUTDOWN_TIMEOUT` seconds at most, and hands back the rest; so
+    does the end of the interpreter. The command `pubsub worker` runs one in each of its processes. Not to be started
+    before a fork.
     """
 
     def __init__(self, pubsub: PubSub, *, threads: int | None = None, burst: bool = False) -> None:
@@ -102,6 +104,7 @@ class Worker:
         self._handover = Handover(self.subscriptions, count, self._read, self._consumer.wake)
         self._handlers = [self._handler(number) for number in range(1, count + 1)]
         self._maintenance = library_thread("pubsub-maintenance", self._maintain, self._died)
+        self._process = 0
         self._stopping = threading.Event()
         self._is_over = threading.Event()
         self._was_read = False
@@ -122,6 +125,8 @@ class Worker:
 
     def start(self) -> None:
         """Start all threads. Returns at once; whether the broker is there shows later."""
+        self._process = os.getpid()
+        atexit.register(self._end_with_the_interpreter)
         if self._loop is not None:
             self._loop.start()
         for thread in (self._settler.thread, self._timeouts.thread, self._maintenance, *self._handlers):
@@ -185,7 +190,15 @@ class Worker:
             self._loop.join()
         if not any(thread.is_alive() for thread in self._handlers):
             self._consumer.close()
+        atexit.unregister(self._end_with_the_interpreter)
         return not running
+
+    def _end_with_the_interpreter(self) -> None:
+        """Stop, and wait until all is settled: else its threads would be cut off wherever they are."""
+        if os.getpid() == self._process:  # a forked child has no such threads
+            log.info("stopping: handlers get up to %.0f s to finish", self.settings.shutdown_timeout)
+            self.stop()
+            self.join()
 
     def __enter__(self) -> "Worker":
         """Start."""
@@ -220,7 +233,7 @@ class Worker:
         for index, thread in enumerate(self._handlers):
             if thread.ident == run.thread:
                 self._handlers[index] = replacement = self._handler(index + 1)
-                replacement.start()
+                start_unless_ending(replacement)
         self.abandoned += 1
 
     def _died(self, error: BaseException) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from pubsub_core.logs import configure_logging
 from pubsub_core.metrics import Counts, Page
-from pubsub_core.worker.child import CRASHED, OK, USAGE, leave, run_child
+from pubsub_core.worker.child import CRASHED, OK, USAGE, forget_exit_of_parent, leave, run_child
 from pubsub_core.worker.health import ProcessState, StallWatch, newest_looks, why_not_live, why_not_ready
 from pubsub_core.worker.options import LoadTarget, WorkerOptions
 from pubsub_core.worker.pages import address_of, listen, serve_pages
@@ -156,6 +156,7 @@ class _Supervisor:
         """In the forked child: never returns. Only with every copy of our side closed does it see us die."""
         code = CRASHED
         try:
+            forget_exit_of_parent()
             signal.set_wakeup_fd(-1)
             for number in _SIGNALS:
                 signal.signal(number, signal.SIG_DFL)

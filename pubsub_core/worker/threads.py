@@ -16,3 +16,15 @@ def library_thread(name: str, run: Callable[[], None], died: Died) -> threading.
             died(error)
 
     return threading.Thread(target=run_or_tell, name=name, daemon=True)
+
+
+def start_unless_ending(thread: threading.Thread) -> None:
+    """Start it, unless the interpreter is ending, which allows no new threads since Python 3.12.
+
+    A worker is drained by then, so what the thread was to do will not come any more.
+    """
+    try:
+        thread.start()
+    except RuntimeError:
+        if threading.main_thread().is_alive():
+            raise

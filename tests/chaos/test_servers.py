@@ -5,8 +5,10 @@ import os
 import resource
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -235,22 +237,21 @@ def test_a_full_disk_with_room_later(field: Field, server: RealServer, record: R
 @on("redis")
 def test_forks_with_open_connections(field: Field, record: Record) -> None:
     """Eight children of a process that has published publish too: no reply goes astray."""
-    pubsub = field.pubsub()
+    pubsub = field.pubsub(publish_timeout=60.0)  # however slow the disk is that nine processes wait for
     field.publish_one(pubsub)
+    logs = [Path(field.child_log(number)) for number in range(8)]
     pids = []
-    for number in range(8):
+    for log in logs:
         pid = os.fork()
         if not pid:
-            status = 1
-            with contextlib.suppress(BaseException):
-                status = publish_in_child(pubsub, Path(field.child_log(number)))
-            os._exit(status)
+            publish_in_child(pubsub, log)
         pids.append(pid)
     for _ in range(200):
         field.publish_one(pubsub)
-    assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids] == [0] * 8
-    for number in range(8):
-        field.acknowledged.update(dict.fromkeys(Path(field.child_log(number)).read_text().split(), 0.0))
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    assert codes == [0] * 8, "\n".join(log.read_text() for log, code in zip(logs, codes, strict=True) if code == 1)
+    for log in logs:
+        field.acknowledged.update(dict.fromkeys(log.read_text().split(), 0.0))
     assert len(field.acknowledged) == 1 + 9 * 200
     assert field.client.xlen(field.stream) == 1 + 9 * 200
     field.worker()
@@ -260,10 +261,18 @@ def test_forks_with_open_connections(field: Field, record: Record) -> None:
     record("8 forks publish on after a connection was open", verdict)
 
 
-def publish_in_child(pubsub: PubSub, log: Path) -> int:
-    ids = [pubsub.publish("orders", {"do": "work"}) for _ in range(200)]
-    log.write_text("\n".join(ids))
-    return 0
+def publish_in_child(pubsub: PubSub, log: Path) -> NoReturn:
+    """Publish, write the ids to the log, and end; write what it raises instead, and end with 1."""
+    code = 2
+    try:
+        try:
+            log.write_text("\n".join([pubsub.publish("orders", {"do": "work"}) for _ in range(200)]))
+            code = 0
+        except BaseException:
+            log.write_text(traceback.format_exc())
+            code = 1
+    finally:
+        os._exit(code)
 
 
 @on("valkey")
