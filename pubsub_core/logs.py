@@ -82,7 +82,8 @@ class JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
             "process": record.process,
         }
-        line |= {name: value for name, value in vars(record).items() if name not in _USUAL and name not in line}
+        own = {name: value for name, value in vars(record).items() if name not in _USUAL and name not in line}
+        line |= {name: value for name, value in own.items() if value is not None or name not in FIELDS}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         if record.stack_info:

@@ -707,7 +707,6 @@ class Batch:
                 self._send(messages, again=again)
         ids = tuple(self._stored[one] for one in self._added)
         self._sent.extend(ids)
-        self._pubsub.metrics.published(self._waiting, ids)
         self._forget()
         if self._runtime.settings.eager:
             self._pubsub._drain(self._runtime)  # noqa: SLF001
@@ -720,12 +719,19 @@ class Batch:
         except BaseException as error:
             self._has_failed = True
             if isinstance(error, BrokerError | PublishUncertain) and len(set(self._added)) == len(self._added):
+                self._count(messages, error.stored)
                 self._note_stored(error.stored)
                 self._doubtful.update(getattr(error, "message_ids", ()))
             else:  # also what is stored must be confirmed, or could be of another topic: look for all of it
                 self._doubtful.update(names)
             raise
-        self._note_stored(dict(zip(names, ids, strict=True)))
+        stored = dict(zip(names, ids, strict=True))
+        self._count(messages, stored)
+        self._note_stored(stored)
+
+    def _count(self, messages: Sequence[Message[bytes]], stored: Mapping[str, str]) -> None:
+        those = [message for message in messages if message.id in stored]
+        self._pubsub.metrics.published(those, [stored[message.id] for message in those])
 
     def _note_stored(self, stored: Mapping[str, str]) -> None:
         self._stored.update(stored)

@@ -5,8 +5,13 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from tests.servers import FakedServer, RealServer, fake_server, redis_server, valkey_server
+
+# How long an example takes says what else the machine does.
+settings.register_profile("here", deadline=None)
+settings.load_profile("here")
 
 
 @pytest.fixture(scope="session")

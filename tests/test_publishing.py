@@ -499,6 +499,7 @@ def test_frozen_replica_is_not_confirmed_until_it_goes_on(own: Place, replica: R
         broker.publish(batch, REPLICA)
 
     replica.resume()
+    until(lambda: own.client.wait(1, 100) == 1)
     allow(broker, WITHIN)
     written = own.calls("incrby")
     broker.publish(batch, REPLICA, again=True)

@@ -113,3 +113,9 @@ def refusing() -> Iterator[None]:
 def target_parameters(*, takes_target: bool) -> list[click.Parameter]:
     """Return the argument TARGET, for a command that takes it."""
     return [click.Argument(["target"], required=False, metavar="[TARGET]")] if takes_target else []
+
+
+def examples(name: str, *, takes_target: bool) -> str:
+    """Return the examples of a command that takes TARGET, for the end of its help."""
+    line = f"pubsub {name} shop:app" if takes_target else f"flask --app shop pubsub {name}"
+    return f"\b\nExample:\n  {line}\n\n"

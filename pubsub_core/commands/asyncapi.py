@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from pubsub_core.commands import FLASK_HELP, TARGET_HELP, Door, refusing, target_parameters
+from pubsub_core.commands import FLASK_HELP, TARGET_HELP, Door, examples, refusing, target_parameters
 
 _HELP = """Write an AsyncAPI 3.0 document of the topics, their schemas and versions, and the subscriptions.
 
@@ -55,4 +55,12 @@ def asyncapi_command(door: Door, *, takes_target: bool) -> click.Command:
         params=[*target_parameters(takes_target=takes_target), *options],
         help=_HELP.format(what=TARGET_HELP if takes_target else FLASK_HELP),
         short_help="Describe topics and subscriptions as AsyncAPI.",
+        epilog=examples("asyncapi", takes_target=takes_target) + _EXIT_CODES,
     )
+
+
+_EXIT_CODES = """\b
+Exit codes:
+  0    written
+  2    wrong usage, wrong configuration, or the application cannot be imported
+"""

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pubsub_core.commands import FLASK_HELP, TARGET_HELP, Door, refusing, target_parameters
+from pubsub_core.commands import FLASK_HELP, TARGET_HELP, Door, examples, refusing, target_parameters
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,7 +81,7 @@ def _export_command(door: Door, *, takes_target: bool) -> click.Command:
         params=[*target_parameters(takes_target=takes_target), _directory_option(), force],
         help=_EXPORT_HELP.format(what=TARGET_HELP if takes_target else FLASK_HELP),
         short_help="Write the JSON Schema of each topic to a file.",
-        epilog=_EXPORT_CODES,
+        epilog=examples("schema export", takes_target=takes_target) + _EXPORT_CODES,
     )
 
 
@@ -100,7 +100,7 @@ def _check_command(door: Door, *, takes_target: bool) -> click.Command:
         params=[*target_parameters(takes_target=takes_target), _directory_option()],
         help=_CHECK_HELP.format(what=TARGET_HELP if takes_target else FLASK_HELP),
         short_help="Fail on changes that break readers or writers.",
-        epilog=_CHECK_CODES,
+        epilog=examples("schema check", takes_target=takes_target) + _CHECK_CODES,
     )
 
 
