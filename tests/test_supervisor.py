@@ -17,6 +17,7 @@ from uuid import uuid4
 
 import pytest
 from redis import Redis
+from redis.exceptions import ResponseError
 
 import pubsub_core
 from pubsub_core import PubSub
@@ -134,6 +135,18 @@ class Fleet:
         found: Any = self.client.xpending(self.stream(topic), group)
         return int(found["pending"])
 
+    def wait_for_consumers(self, count: int) -> None:
+        """Wait until so many processes have joined."""
+        deadline = monotonic() + WITHIN
+        pause = threading.Event()
+        while True:
+            with contextlib.suppress(ResponseError):  # there is no group yet
+                rows = self.client.xinfo_consumers(self.stream(), "billing")
+                if sum(row["name"] != b"~parked" for row in rows) >= count:
+                    return
+            assert monotonic() < deadline, f"not {count} consumers within {WITHIN} s"
+            pause.wait(0.02)
+
     def stream(self, topic: str = "orders") -> str:
         return f"{self.namespace}:{{{topic}}}"
 
@@ -171,7 +184,7 @@ def test_four_processes_of_ten_threads_handle_each_message_of_another_process_on
         "            batch.publish('orders', {'number': number, 'do': 'nothing'})\n"
     )
     with fleet.worker("shop", "-p", "4", "-t", "10", "--log-level", "WARNING") as worker:
-        is_ready(worker)
+        fleet.wait_for_consumers(4)
         with fleet.run(sys.executable, "-c", publish) as publisher:
             worker.wait_for(r"^done (\d+) 1 ", 20_000)
             assert publisher.wait() == 0
