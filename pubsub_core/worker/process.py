@@ -29,7 +29,7 @@ from pubsub_core.worker.timeouts import Run, Timeouts
 
 log = logging.getLogger("pubsub")
 
-_WAIT = 10.0  # seconds a read waits for something new; a wake-up ends it at once
+_WAIT = 5.0  # seconds a read waits for something new; a wake-up ends it at once
 _BURST_WAIT = 0.05
 LEASE = 4  # heartbeats: who gave no sign of life for so long counts as gone
 _LOOK = 1.0  # seconds between two looks for what is too much in hand
