@@ -185,6 +185,7 @@ def test_delayed_messages_under_attack(field: Field, gate: Gate, server: RealSer
             gate.cut()
             gate.is_mute = False
         else:
+            field.until(lambda: bool(field.children(supervisor)), 20, "who died is replaced")
             in_hand += field.kill(field.random.choice(field.children(supervisor)))
     verdict = field.settle()
     assert (verdict.lost, verdict.unknown) == ([], [])
