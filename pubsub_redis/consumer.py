@@ -17,14 +17,14 @@ import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from pubsub_core import __version__
 from pubsub_core.broker import MOST_RETAINED, USUAL, Membership, TopicOptions
 from pubsub_core.errors import BrokerError, BrokerFull, BrokerUnavailable, LeaseLost, NotPermitted, PubSubError
 from pubsub_core.message import DeadLetterReason, Delivery, SubscriptionKey, delivery_of
-from pubsub_redis.entry import is_for_another, letter_fields, read_entry
+from pubsub_redis.entry import is_for_another, letter_fields, read_entry, stored_at
 from pubsub_redis.faults import FOREIGN, is_missing_group, translated
 from pubsub_redis.keys import (
     PARKED,
@@ -59,6 +59,11 @@ _RETAIN_IDLE = 120.0  # seconds between two looks at what may go, of a topic tha
 _SCAN = 60.0  # seconds between two looks at the names in the groups, where no worker is known to be silent
 _FORGOTTEN_AFTER = 600.0  # seconds for which those who look are reminded of a worker that is silent
 _NO_KEY = -2  # what PTTL says of one
+_PAGE = 500  # pending entries in one command
+# Seconds, after an error, from one look for what was carried out late to the next: ever more, and for so long.
+_FIRST_STRAGGLERS = 1.0
+_LAST_STRAGGLERS = 60.0
+_STRAGGLES = 3600.0
 _MARGIN = 1.0  # seconds that the server would wait longer than we do, if we did not call it off
 
 _PLAIN = [b""]  # what an entry of ours ends with that was simply published
@@ -132,6 +137,10 @@ class RedisConsumer:
         self._wake_in.setblocking(False)
         self._was_certain = False
         self._has_beaten = False
+        self._lapses = 0  # how often we gave no sign of life for so long that others took us for dead
+        self._unparked: Deliveries = []  # pending under our name, and not yet handed out
+        self._stragglers_at = self._stragglers_until = math.inf
+        self._stragglers_pause = 0.0
         self._came_at: float | None = None
         self._pauses_at = 0.0
         self._beaten_at = 0.0
@@ -166,15 +175,19 @@ class RedisConsumer:
         try:
             if not self._is_certain:
                 self._make_certain()
-            received = self._receive(credit, deadline, done)
+            elif time.monotonic() >= self._stragglers_at:
+                self._look_for_stragglers()
+            lapses = self._lapses
+            received = self._hand_out_unparked(credit, done) or self._receive(credit, deadline, done)
         except BaseException as error:
             self._most = max(1, self._most // 8)
             self._start_over()
             if isinstance(error, FOREIGN):
                 raise translated(error, f"reading from {self._broker.shown_url}") from error
             raise
-        if received and time.monotonic() - self._beaten_at > 4 * self._heartbeat:
+        if received and (lapses != self._lapses or time.monotonic() - self._beaten_at > 4 * self._heartbeat):
             self._is_certain = False  # we were frozen, so others may have these: the next call hands back what is ours
+            self._forget_unparked(received)
             return []
         # Not earlier: what the server gave us and an error kept from the caller is handed back.
         key = None
@@ -198,6 +211,8 @@ class RedisConsumer:
             now = time.monotonic()
             wanted = self._wanted(credit)
             is_due = any(self._due_at(group) <= now for group, _ in wanted)
+            if self._crashed and any(one.crashes for one in done):
+                is_due = True  # after that another suspect may be taken
             reads = _reads(wanted)
             has_backlog = len(reads) > 1 and any(group.is_hot for group, _ in wanted)
             if is_due or has_backlog or now >= deadline:
@@ -356,10 +371,13 @@ class RedisConsumer:
         while True:
             message = control.read()
             if isinstance(message, list) and message[0] == b"message":
-                word, topic, group, value = message[2].decode().split("\n")
-                for known in self._groups.values():
-                    if known.key.topic == topic and group in ("", known.key.group):  # "": it is delayed, for all
-                        _note_control(known, word, value)
+                try:
+                    word, topic, group, value = message[2].decode().split("\n")
+                    for known in self._groups.values():
+                        if known.key.topic == topic and group in ("", known.key.group):  # "": it is delayed, for all
+                            _note_control(known, word, value)
+                except ValueError:
+                    log.debug("passed over what is said to all, as this version does not understand it")
             if not control.has_more():
                 return
 
@@ -455,11 +473,14 @@ class RedisConsumer:
         self._control = self._subscribed()
         self._name_topics()
         self._look_for_pauses()
+        self._hand_back_unseen()
         for group in self._groups.values():
-            self._hand_back_unseen(group)
             group.due_at = group.suspects_at = 0.0
         if self._was_certain:
-            self._patient_until = time.monotonic() + 4 * self._heartbeat
+            now = time.monotonic()
+            self._patient_until = now + 4 * self._heartbeat
+            self._stragglers_until = now + _STRAGGLES
+            self._stragglers_at, self._stragglers_pause = now + _FIRST_STRAGGLERS, _FIRST_STRAGGLERS
         self._is_certain = self._was_certain = True
 
     def _name_topics(self) -> None:
@@ -522,27 +543,86 @@ class RedisConsumer:
         for start in range(0, len(settled), 1000):
             self._call(("XACK", group.keys.stream, group.key.group, *settled[start : start + 1000]), "taking back")
 
-    def _hand_back_unseen(self, group: _Group) -> None:
-        """Park, uncounted, what is pending under our name though we do not hold it."""
-        link = self._link(group.node, "")
-        first = "-"
-        while True:
-            page = link.call(
-                "XPENDING",
-                group.keys.stream,
-                group.key.group,
-                first,
-                "+",
-                500,
-                self._name,
-                what="reading what is pending",
-            )
-            unseen = [(one[0].decode(), int(one[3])) for one in page if one[0].decode() not in group.held]
-            if unseen:
-                link.call(*self._park_command(group, 0.0, unseen, counts=False), what="handing back")
-            if len(page) < 500:
-                return
-            first = "(" + page[-1][0].decode()
+    def _hand_back_unseen(self) -> None:
+        """Park, uncounted, what is pending under our name though we do not hold it, in that attempt."""
+        by_node: dict[Node, list[_Group]] = defaultdict(list)
+        for group in self._groups.values():
+            by_node[group.node].append(group)
+        for node, groups in by_node.items():
+            pages = self._link(node, "").ask([self._pending_command(group, "-") for group in groups])
+            for group, reply in zip(groups, pages, strict=True):
+                page = checked(reply, "reading what is pending")
+                while page:
+                    entries = [(one[0].decode(), int(one[3])) for one in page]
+                    self._hand_back(group, [one for one in entries if group.held.get(one[0]) != one[1]])
+                    if len(page) < _PAGE:
+                        break
+                    command = self._pending_command(group, f"({entries[-1][0]}")
+                    page = self._link(node, "").call(*command, what="reading what is pending")
+
+    def _pending_command(self, group: _Group, first: str) -> Command:
+        return ("XPENDING", group.keys.stream, group.key.group, first, "+", _PAGE, self._name)
+
+    def _hand_back(self, group: _Group, unseen: list[tuple[str, int]]) -> None:
+        if not unseen:
+            return
+        try:
+            self._link(group.node, "").call(*self._park_command(group, 0.0, unseen, counts=False), what="handing back")
+        except BrokerFull:
+            self._keep_unparked(group, unseen)
+        else:
+            group.due_at = group.suspects_at = 0.0
+
+    def _look_for_stragglers(self) -> None:
+        """Hand back what came to us after all: a read that a network held back may be carried out when we have long
+        given it up, and brings its messages to a connection that nobody listens to.
+        """
+        self._hand_back_unseen()
+        now = time.monotonic()
+        self._stragglers_pause = min(2 * self._stragglers_pause, _LAST_STRAGGLERS)
+        self._stragglers_at = now + self._stragglers_pause if now < self._stragglers_until else math.inf
+
+    def _keep_unparked(self, group: _Group, unseen: list[tuple[str, int]]) -> None:
+        """Have what a server without memory cannot park handed out here: what is not settled keeps it from freeing any.
+
+        Those that crashed somebody stay where they are until there is memory: they are to be handed out with care.
+        """
+        link, name = self._link(group.node, ""), group.key.group
+        positions = [position for position, _ in unseen]
+        failures = link.call("HMGET", group.keys.failures(name), *positions, what="reading what is pending")
+        unseen = [
+            one for one, failed in zip(unseen, failures, strict=True) if failed is None or failed.startswith(b"0 ")
+        ]
+        found = link.ask([("XRANGE", group.keys.stream, position, position) for position, _ in unseen])
+        gone: list[bytes] = []
+        for (position, attempt), reply in zip(unseen, found, strict=True):
+            entries = checked(reply, "reading what is pending")
+            if entries and not is_for_another(entries[0][1], name):
+                group.held[position] = attempt
+                self._unparked.append(self._delivery(group, entries[0][0], entries[0][1], attempt, 0))
+            else:
+                gone.append(position.encode())
+        self._pass_over(group, gone)
+
+    def _hand_out_unparked(self, credit: Mapping[SubscriptionKey, int], done: Sequence[Delivery[bytes]]) -> Deliveries:
+        """Return what could not be parked, as far as it is asked for now, after the acknowledgements."""
+        left, chosen = Counter(credit), []
+        for one in self._unparked:
+            if left[one.subscription] > 0:
+                left[one.subscription] -= 1
+                chosen.append(one)
+        if chosen:
+            self.ack(done)
+            self._unparked = [one for one in self._unparked if one not in chosen]
+        return chosen
+
+    def _forget_unparked(self, received: Deliveries) -> None:
+        """Note that others may have what could not be parked, also what was just to be handed out of it."""
+        for one in (*self._unparked, *received):
+            held = self._groups[one.subscription].held
+            if held.get(_position(one)) == one.message.attempt:
+                del held[_position(one)]
+        self._unparked.clear()
 
     def _start_over(self) -> None:
         """After an error: close every connection of `receive`, and get certain again at the next call."""
@@ -672,8 +752,10 @@ class RedisConsumer:
         """
         key = worker_key(self._namespace, self._name)
         expiry = int(4000 * self._heartbeat)
-        self._has_beaten = True
         beaten_at = time.monotonic()
+        if self._has_beaten and beaten_at - self._beaten_at > 4 * self._heartbeat:
+            self._lapses += 1
+        self._has_beaten = True
         if not self._broker.call(key, ("PEXPIRE", key, expiry), "giving a sign of life"):
             about = json.dumps(
                 {"host": socket.gethostname(), "pid": os.getpid(), "version": __version__, "since": self._since()}
@@ -888,7 +970,7 @@ class RedisConsumer:
                 "nobody consumes %s, so no message of the topic since %s is removed: start a worker for the group, "
                 "or remove it",
                 _shown(key),
-                datetime.fromtimestamp(_milliseconds(floor) / 1000, UTC).isoformat(timespec="seconds"),
+                stored_at(floor).isoformat(timespec="seconds"),
             )
 
     def close(self) -> None:

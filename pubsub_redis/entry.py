@@ -159,8 +159,8 @@ def _published_at(message_id: str) -> datetime:
 
 
 def stored_at(entry_id: str) -> datetime:
-    """Return when the server stored an entry."""
-    return datetime.fromtimestamp(int(entry_id.partition("-")[0]) / 1000, UTC)
+    """Return when the server stored an entry, by its id. Another program may have chosen one that is no time."""
+    return _moment(int(entry_id.partition("-")[0]))
 
 
 def _headers(encoded: bytes) -> Mapping[str, str]:

@@ -219,7 +219,7 @@ def test_a_group_lost_while_no_worker_ran_begins_there_too(place: Place) -> None
 
     place.client.xgroup_destroy(place.stream, "billing")
     published += publish(broker, 1)
-    assert ids(place.take(place.consumer(broker), 11)) == published[10:]
+    assert sorted(ids(place.take(place.consumer(broker), 11))) == published[10:]  # what comes again has no order
 
 
 def test_a_flushed_topic_begins_anew(place: Place) -> None:

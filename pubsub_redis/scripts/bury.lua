@@ -9,6 +9,11 @@ local letter = {'first', (redis.call('HGET', KEYS[3], ARGV[3]) or ''):match('%d+
 for i = 5, #ARGV do letter[#letter + 1] = ARGV[i] end
 local entry = redis.call('XRANGE', KEYS[1], ARGV[3], ARGV[3])[1]
 if entry then
+  if #entry[2] > 4000 then  -- more than `unpack` takes: another program's, whose fields are the payload anyway
+    local fields = {}
+    for i = 1, #entry[2], 2 do fields[entry[2][i]] = entry[2][i + 1] end
+    entry[2] = {'id', ARGV[3], 'payload', cjson.encode(fields), 'key', '', 'headers', '', 'source', ''}
+  end
   for _, value in ipairs(entry[2]) do letter[#letter + 1] = value end
 end
 redis.call('XADD', KEYS[2], '*', unpack(letter))

@@ -4,7 +4,8 @@ local function parts(id) return id:match('^(%d+)-(%d+)$') end
 local function is_less(a, b)
   local a_ms, a_seq = parts(a)
   local b_ms, b_seq = parts(b)
-  if a_ms ~= b_ms then return tonumber(a_ms) < tonumber(b_ms) end
+  if #a_ms ~= #b_ms then return #a_ms < #b_ms end
+  if a_ms ~= b_ms then return a_ms < b_ms end
   if #a_seq ~= #b_seq then return #a_seq < #b_seq end
   return a_seq < b_seq
 end

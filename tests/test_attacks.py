@@ -1,0 +1,220 @@
+"""Found by asking of each line between two calls: what if the reply is lost, or the request late, just here?"""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from pubsub_core.errors import BrokerUnavailable, LeaseLost
+from pubsub_core.message import SubscriptionKey
+from pubsub_redis.keys import control_channel, worker_key
+from tests.servers import Proxy, RealServer, proxy_to, redis_server, valkey_server
+from tests.test_redis import REASON, WITHIN, Place, ids, load_scripts, names, publish, until
+
+BILLING = SubscriptionKey("orders", "billing")
+
+
+@pytest.fixture(params=["redis", "valkey"])
+def server(request: pytest.FixtureRequest) -> RealServer:
+    shared: RealServer = request.getfixturevalue(request.param)
+    return shared
+
+
+@pytest.fixture
+def place(server: RealServer) -> Iterator[Place]:
+    with Redis.from_url(server.url, protocol=2) as client:
+        place = Place(server.url, client)
+        yield place
+        place.clean_up()
+
+
+@pytest.fixture
+def proxy(server: RealServer) -> Iterator[Proxy]:
+    with proxy_to(server) as proxy:
+        yield proxy
+
+
+@pytest.fixture(params=["redis", "valkey"])
+def own(request: pytest.FixtureRequest) -> Iterator[RealServer]:
+    """A server that a test may do anything to."""
+    with (redis_server if request.param == "redis" else valkey_server)() as server:
+        yield server
+
+
+@pytest.fixture
+def own_place(own: RealServer) -> Iterator[Place]:
+    with Redis.from_url(own.url, protocol=2) as client:
+        place = Place(own.url, client)
+        yield place
+        client.config_set("maxmemory", 0)
+        place.clean_up()
+
+
+# Reads
+
+
+def test_read_that_is_carried_out_late_strands_nothing(place: Place, proxy: Proxy) -> None:
+    """It brings its messages to a connection that nobody listens to any more, in the name of a consumer that lives."""
+    consumer = place.joined(place.broker(proxy.url, patience=0.5))
+    proxy.hold_back(b"XREADGROUP")
+    with pytest.raises(BrokerUnavailable):
+        consumer.receive({BILLING: 10}, 0)
+    assert not consumer.receive({BILLING: 10}, 0), "it is certain again"
+
+    published = publish(place.broker(), 3)
+    proxy.let_go.set()
+    until(lambda: place.client.xpending(place.stream, "billing")["pending"] == 3)
+
+    taken = place.take(consumer, 3)
+    assert ids(taken) == published
+    assert {one.message.attempt for one in taken} == {1}
+
+
+def test_take_that_is_carried_out_late_strands_nothing(place: Place, proxy: Proxy) -> None:
+    consumer = place.joined(place.broker(proxy.url, patience=0.5))
+    publish(place.broker())
+    (delivery,) = place.take(consumer, 1)
+    load_scripts(place)
+    consumer.nack(delivery, 1.0)
+    consumer._groups[BILLING].due_at = 0.0
+    proxy.hold_back(b"EVALSHA")
+    with pytest.raises(BrokerUnavailable):
+        consumer.receive({BILLING: 10}, 0)
+    assert not consumer.receive({BILLING: 10}, 0), "it is certain again, and nothing is due"
+    due = f"{place.stream}:due:billing"
+    until(lambda: place.client.zrange(due, 0, -1, withscores=True)[0][1] / 1000 < time.time())
+    proxy.let_go.set()
+    until(lambda: place.client.zcard(due) == 0)
+
+    (again,) = place.take(consumer, 1)
+    assert (again.message.id, again.message.attempt) == (delivery.message.id, 2)
+
+
+def test_what_comes_again_to_who_still_has_it_is_not_taken_for_that(place: Place, proxy: Proxy) -> None:
+    """It was thought dead, takes the very delivery that it has, and the reply is lost."""
+    one, other = place.joined(place.broker(proxy.url)), place.joined(place.broker())
+    publish(place.broker())
+    (first,) = place.take(one, 1)
+    place.client.delete(worker_key(place.namespace, one.name))
+    other._take_over(BILLING, one.name.encode())
+    load_scripts(place)
+    one._groups[BILLING].suspects_at = 0.0
+    proxy.lose_reply(to=b"EVALSHA")
+    with pytest.raises(BrokerUnavailable):
+        one.receive({BILLING: 10}, 0)
+    taken = list(one.receive({BILLING: 10}, 0))
+    with pytest.raises(LeaseLost):
+        one.nack(first, 0)
+
+    (again,) = taken or place.take(one, 1)
+    assert (again.message.id, again.message.attempt, again.crashes) == (first.message.id, 2, 1)
+    one.ack([again])
+    assert place.client.xpending(place.stream, "billing")["pending"] == 0
+
+
+def test_who_was_away_hands_out_nothing_that_came_meanwhile(place: Place) -> None:
+    """Also if it has given a new sign of life before it looks at what came: others may have it by then."""
+    broker = place.broker(heartbeat=0.2)
+    one, other = place.joined(broker), place.joined(broker)
+    inside, go_on = threading.Event(), threading.Event()
+    note = one._note_all
+
+    def note_late(*arguments: Any) -> None:
+        inside.set()
+        assert go_on.wait(WITHIN)
+        note(*arguments)
+
+    one._note_all = note_late  # type: ignore[method-assign]
+    receiving = place.in_thread(lambda: one.receive({BILLING: 1}, WITHIN))
+    until(lambda: "xreadgroup" in {client["cmd"] for client in place.client.client_list() if "b" in client["flags"]})
+    published = publish(broker)
+    assert inside.wait(WITHIN)
+    until(lambda: not place.client.exists(worker_key(place.namespace, one.name)))
+
+    def is_taken_over() -> bool:
+        other.maintain()
+        return one.name not in names(place)
+
+    until(is_taken_over)
+    (taken,) = other.receive({BILLING: 1}, WITHIN)
+    one.beat()
+    go_on.set()
+    assert not receiving.result(WITHIN)
+    one._note_all = note  # type: ignore[method-assign]
+    assert not one.receive({BILLING: 1}, 0)
+    assert (taken.message.id, taken.message.attempt) == (published[0], 2)
+    other.ack([taken])
+
+
+@pytest.mark.parametrize(
+    "word", ["", "pause", "due", "due\norders\nbilling", "due\norders\nbilling\nsoon", "due\n\n\n\n\n", b"\xff"]
+)
+def test_word_on_the_control_channel_that_nobody_knows_is_passed_over(place: Place, word: Any) -> None:
+    """A later version may say more than this one understands."""
+    broker = place.broker()
+    consumer = place.joined(broker)
+    waiting = place.waiting(consumer)
+    assert place.client.publish(control_channel(place.namespace), word) == 1
+    published = publish(broker)
+    assert ids(waiting.result(WITHIN)) == published
+
+
+@pytest.mark.parametrize("entry_id", ["1700000000000000000-0", "253402300800000-1", "18446744073709551615-7"])
+def test_entry_whose_id_is_no_time_is_delivered_all_the_same(place: Place, entry_id: str) -> None:
+    """Another program may have chosen it; one in nanoseconds is later than a calendar knows."""
+    broker = place.broker()
+    consumer = place.joined(broker)
+    place.client.xadd(place.stream, {"order_id": "7"}, id=entry_id)
+    (delivery,) = place.take(consumer, 1)
+    assert delivery.message.position == entry_id
+    consumer.nack(delivery, 0)
+    (again,) = place.take(consumer, 1)
+    consumer.dead_letter(again, REASON)
+    (letter,) = broker.dead_letters(BILLING)
+    assert letter.message.payload == b'{"order_id":"7"}'
+    assert broker.groups("orders")
+
+
+def test_consumer_without_memory_goes_on_after_a_reply_was_lost(own: RealServer, own_place: Place) -> None:
+    """What it was given in that reply cannot be parked, so it has to be handed out: nothing else would free memory."""
+    with proxy_to(own) as proxy:
+        broker = own_place.broker(proxy.url)
+        consumer = own_place.joined(broker)
+        published = publish(broker, 5)
+        (first,) = consumer.receive({BILLING: 1}, 1)
+        own_place.client.config_set("maxmemory", 1)
+        proxy.lose_reply(to=b"XREADGROUP")
+        with pytest.raises(BrokerUnavailable):
+            consumer.receive({BILLING: 3}, 0)
+        assert proxy.struck.is_set()
+
+        taken = []
+        deadline = time.monotonic() + WITHIN
+        while len(taken) < 4:
+            assert time.monotonic() < deadline
+            received = consumer.receive({BILLING: 2}, 0)
+            assert len(received) <= 2
+            taken += received
+        assert ids(taken) == published[1:]
+        assert {one.message.attempt for one in taken} == {1}
+        consumer.ack([first, *taken])
+        assert own_place.client.xpending(own_place.stream, "billing")["pending"] == 0
+        assert not consumer.receive({BILLING: 2}, 0)
+
+
+def test_entry_of_very_many_fields_becomes_a_dead_letter(place: Place) -> None:
+    broker = place.broker()
+    consumer = place.joined(broker)
+    fields = {f"field {number}": f"{number} ✓" for number in range(6000)}
+    place.client.xadd(place.stream, fields)
+    (delivery,) = place.take(consumer, 1)
+    consumer.dead_letter(delivery, REASON)
+    (letter,) = broker.dead_letters(BILLING)
+    assert json.loads(letter.message.payload) == fields
+    assert broker.replay(BILLING, [letter.position]) == 1
+    (again,) = place.take(consumer, 1)
+    assert json.loads(again.message.payload) == fields
