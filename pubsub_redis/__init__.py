@@ -5,13 +5,17 @@ from pubsub_core.broker import BrokerOptions
 from pubsub_redis.broker import RedisBroker
 from pubsub_redis.servers import open_servers
 
+_PATIENCE = 2.5  # seconds, with the usual settings, that a reply may take
+
 
 def open_redis(url: str, options: BrokerOptions) -> RedisBroker:
     """Return the broker of a `redis://`, `rediss://`, `unix://`, `redis+sentinel://` or `redis+cluster://` URL. No I/O.
 
     Raises ConfigurationError for a URL that cannot work.
     """
-    return RedisBroker(open_servers(url, timeout=max(0.5, options.publish_timeout / 2)), options, masked(url))
+    # Who waits for a dead connection must come back from it before his sign of life has expired.
+    patience = min(options.publish_timeout / 2, max(_PATIENCE, options.heartbeat))
+    return RedisBroker(open_servers(url, timeout=max(0.5, patience)), options, masked(url))
 
 
 def open_embedded(url: str, options: BrokerOptions) -> RedisBroker:

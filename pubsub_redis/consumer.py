@@ -18,7 +18,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pubsub_core import __version__
 from pubsub_core.broker import MOST_RETAINED, USUAL, Membership, TopicOptions
@@ -69,6 +69,8 @@ _MARGIN = 1.0  # seconds that the server would wait longer than we do, if we did
 _PLAIN = [b""]  # what an entry of ours ends with that was simply published
 
 Deliveries = list[Delivery[bytes]]
+
+_T = TypeVar("_T")
 
 
 @dataclass(slots=True)
@@ -779,12 +781,9 @@ class RedisConsumer:
     def maintain(self) -> float:
         """See the seam. Of a whole fleet one process looks for dead consumers, every other heartbeat."""
         now = time.monotonic()
-        if now >= self._beat_at:
-            self.beat()
-            self._beat_at = now + self._heartbeat
-            if self._was_certain and now >= self._pauses_at:
-                self._look_for_pauses()
-                self._pauses_at = now + _PAUSES
+        if self._beat_if_due() and self._was_certain and now >= self._pauses_at:
+            self._look_for_pauses()
+            self._pauses_at = now + _PAUSES
         if now >= self._look_at:
             self._take_back_if_lost()
             self._look_at = now + 2 * self._heartbeat
@@ -796,6 +795,20 @@ class RedisConsumer:
                 self._retain()
                 self._look_at = now + (self._heartbeat if self._suspects else 2 * self._heartbeat)
         return max(0.0, min(self._beat_at, self._look_at) - time.monotonic())
+
+    def _beat_if_due(self) -> bool:
+        now = time.monotonic()
+        if now < self._beat_at:
+            return False
+        self.beat()
+        self._beat_at = now + self._heartbeat
+        return True
+
+    def _alive(self, items: Iterable[_T]) -> Iterator[_T]:
+        """Go through what may take long, giving signs of life meanwhile."""
+        for one in items:
+            self._beat_if_due()
+            yield one
 
     def _is_our_turn(self) -> bool:
         key = look_key(self._namespace, self._concern)
@@ -849,7 +862,7 @@ class RedisConsumer:
             alive = self._broker.call(signs[0], ("EXISTS", *signs), "looking for dead workers")
             if alive == len(signs):
                 return set()
-        silent = {name for name in others if not self._has_sign(name)}
+        silent = {name for name in self._alive(others) if not self._has_sign(name)}
         self._cleared &= silent
         forgotten = [name for name in silent if others[name] < self._broker.time() - _FORGOTTEN_AFTER]
         if forgotten:
@@ -858,8 +871,8 @@ class RedisConsumer:
 
     def _silent_consumers(self) -> Iterator[tuple[SubscriptionKey, bytes]]:
         alive = {self._name.encode(): True, PARKED.encode(): True}
-        for group in self._groups.values():
-            for name in self._consumers_named(group.keys.stream, group.key.group):
+        for group in self._alive(self._groups.values()):
+            for name in self._alive(self._consumers_named(group.keys.stream, group.key.group)):
                 if name not in alive:
                     alive[name] = self._has_sign(name)
                 if not alive[name]:
@@ -907,7 +920,7 @@ class RedisConsumer:
 
     def _take_back_if_lost(self) -> None:
         """Take back what we hold of groups that were lost, also while all handlers are busy and nobody reads."""
-        for group in self._groups.values():
+        for group in self._alive(self._groups.values()):
             if group.held and group.times_made is not None:
                 command = ("HGET", group.keys.floors, f"~times:{group.key.group}")
                 times_made = int(self._call(command, "looking for lost groups") or 0)
@@ -920,7 +933,7 @@ class RedisConsumer:
         now = time.monotonic()
         is_tidying = now >= self._tidy_at
         was_used = {one.keys.stream for one in self._groups.values() if one.was_used}
-        for stream, group in {one.keys.stream: one for one in self._groups.values()}.items():
+        for stream, group in self._alive({one.keys.stream: one for one in self._groups.values()}.items()):
             topic = options.topics.get(group.key.topic, USUAL)
             keep = options.retention if topic.retention is None else topic.retention
             if not (stream in was_used or is_tidying or now - group.retained_at >= min(_RETAIN_IDLE, keep)):
@@ -934,7 +947,7 @@ class RedisConsumer:
         if is_tidying:
             self._tidy_at = now + (_TIDY if was_used else _TIDY_IDLE)
             self._name_topics()
-            for group in self._groups.values():
+            for group in self._alive(self._groups.values()):
                 self._tidy(group)
         for group in self._groups.values():
             group.was_used = bool(group.held)

@@ -9,9 +9,13 @@ from typing import Any
 import pytest
 from redis import Redis
 
+from pubsub_core import SystemClock
+from pubsub_core.broker import BrokerOptions
 from pubsub_core.errors import BrokerUnavailable, LeaseLost
 from pubsub_core.message import SubscriptionKey
-from pubsub_redis.keys import control_channel, worker_key
+from pubsub_redis import open_redis
+from pubsub_redis.keys import control_channel, look_key, worker_key
+from tests.chaos.gate import Gate
 from tests.servers import Proxy, RealServer, proxy_to, redis_server, valkey_server
 from tests.test_redis import REASON, WITHIN, Place, ids, load_scripts, names, publish, until
 
@@ -204,6 +208,45 @@ def test_consumer_without_memory_goes_on_after_a_reply_was_lost(own: RealServer,
         consumer.ack([first, *taken])
         assert own_place.client.xpending(own_place.stream, "billing")["pending"] == 0
         assert not consumer.receive({BILLING: 2}, 0)
+
+
+def test_who_looks_after_many_groups_on_a_slow_server_is_not_taken_for_dead(server: RealServer, place: Place) -> None:
+    """All that takes several times as long as a sign of life is good for."""
+    gate = Gate(server.port)
+    keys = [SubscriptionKey(f"orders-{number}", "billing") for number in range(40)]
+    consumer = place.joined(place.broker(gate.url, heartbeat=0.25), *keys)
+    consumer.maintain()
+    consumer._look_at = consumer._scan_at = consumer._tidy_at = 0.0
+    place.client.delete(look_key(place.namespace, consumer._concern))
+    gate.delay = 0.01
+
+    before = time.monotonic()
+    maintaining = place.in_thread(consumer.maintain)
+    silent = 0
+    while not maintaining.done():
+        silent += not place.client.exists(worker_key(place.namespace, consumer.name))
+    maintaining.result(WITHIN)
+    assert time.monotonic() - before > 4 * 0.25, "it was not slow enough to tell anything"
+    assert not silent
+
+    gate.delay = 0.0
+    consumer.close()
+    gate.close()
+
+
+def test_stalled_connection_is_given_up_before_the_sign_of_life_expires(place: Place, proxy: Proxy) -> None:
+    """However long a publish may take."""
+    options = BrokerOptions(SystemClock(), place.namespace, 2.0, 120.0, {})
+    broker = open_redis(proxy.url, options)
+    consumer = place.consumer(broker)
+    consumer.beat()
+    proxy.hold_back(b"PEXPIRE")
+    before = time.monotonic()
+    with pytest.raises(BrokerUnavailable):
+        consumer.beat()
+    assert time.monotonic() - before < 2 * options.heartbeat
+    consumer.beat()
+    broker.close()
 
 
 def test_entry_of_very_many_fields_becomes_a_dead_letter(place: Place) -> None:
