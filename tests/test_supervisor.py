@@ -437,6 +437,37 @@ def test_processes_that_keep_crashing_are_started_ever_more_slowly(fleet):
         assert worker.wait() == 0
 
 
+def test_an_application_that_cannot_be_loaded_for_a_while_costs_the_others_nothing(fleet, tmp_path):
+    """As when it needs a database at its import: a process that died is replaced later, and the others go on."""
+    trouble = tmp_path / "trouble"
+    with fleet.worker("moody", "-p", "2", "-t", "1", TROUBLE=str(trouble)) as worker:
+        worker.wait_for("^imported", 2)
+        fleet.publish(1)
+        worker.wait_for("^done 0 ")
+        for number in (1, 2):  # so that the other one has worked for a while
+            victim = worker.find(r"^imported (\d+)")[-1]
+            if number == 2:
+                trouble.touch()
+            os.kill(int(victim[1]), signal.SIGKILL)
+            worker.wait_for("^imported", 3) if number == 1 else worker.wait_for("ended with 2; starting another", 2)
+        fleet.publish(1, first=1)
+        (done,) = worker.wait_for(r"^done 1 1 (\d+)")
+        assert done[1] == worker.find(r"^imported (\d+)")[0][1]
+        trouble.unlink()
+        worker.wait_for("^imported", 4)
+        worker.signal(signal.SIGTERM)
+        assert worker.wait() == 0
+    assert fleet.pending() == 0
+
+
+def test_a_system_that_starts_no_process_for_a_while_is_asked_again(fleet):
+    with fleet.run(sys.executable, "forkless.py") as worker:
+        worker.wait_for(r"no process could be started: .*; starting another in 0\.5 s")
+        worker.wait_for(r"no process could be started: .*; starting another in 1\.0 s")
+        assert worker.wait() == 0
+        assert worker.find("^  orders  billing")
+
+
 # What cannot work
 
 

@@ -78,7 +78,7 @@ def run_child(load: LoadTarget, options: WorkerOptions, pipe: socket.socket) -> 
     while not worker.is_stopping and not signals:
         readable, _, _ = select.select([pipe, wake_out], [], [], 0.05 if options.burst else _CHECK_SECONDS)
         # That Python runs here: see `_Supervisor._kill_the_deaf`.
-        supervisor.give_sign(None if reporter is None else reporter.report_if_due())
+        supervisor.give_sign(None if reporter is None else reporter.report_if_due(), has_worked=worker.has_read)
         if wake_out in readable:
             wake_out.recv(4096)  # whichever signal it was: the application may have handlers of its own
         if pipe in readable:

@@ -133,6 +133,11 @@ class Worker:
             thread.start()
 
     @property
+    def has_read(self) -> bool:
+        """Whether it has read, so that it can work as it is configured."""
+        return self._was_read
+
+    @property
     def is_stopping(self) -> bool:
         """Whether it was asked to stop, or stopped by itself: a burst is over, or it failed."""
         return self._stopping.is_set()

@@ -62,6 +62,7 @@ class ToSupervisor:
     def __init__(self, pipe: socket.socket) -> None:
         self._pipe = pipe
         self._unsent = b""
+        self._has_told_of_work = False
 
     def tell(self, **facts: object) -> None:
         """Write facts; blocks until they are written, or the supervisor is gone."""
@@ -71,9 +72,12 @@ class ToSupervisor:
             log.warning("the supervisor is gone")  # the main loop sees it, too, and stops
         self._unsent = b""
 
-    def give_sign(self, facts: dict[str, Any] | None = None) -> None:
+    def give_sign(self, facts: dict[str, Any] | None = None, *, has_worked: bool = False) -> None:
         """Write a sign of life, with these facts if there are any. Never blocks: what does not fit follows later."""
         if not self._unsent:
+            if has_worked and not self._has_told_of_work:
+                self._has_told_of_work = True
+                facts = {**(facts or {}), "has_worked": True}
             self._unsent = b"\n" if facts is None else json.dumps(facts).encode() + b"\n"
         with contextlib.suppress(OSError):  # full, so the supervisor is frozen; or it is gone, which the reader sees
             self._unsent = self._unsent[self._pipe.send(self._unsent, socket.MSG_DONTWAIT) :]

@@ -91,6 +91,7 @@ class _Supervisor:
         self._children: dict[int, _Child] = {}
         self._wanted = 1  # until the first process has loaded the application, and says how many there shall be
         self._has_spoken = False
+        self._has_worked = False  # any process, since the application was loaded anew
         self._shutdown_timeout = 25.0
         self._deaf_after = math.inf
         self._looked_at = monotonic()
@@ -128,7 +129,11 @@ class _Supervisor:
             return
         workers = sum(not (child.is_watcher or child.is_leaving) for child in self._children.values())
         for _ in range(self._wanted - workers):
-            self._fork(is_watcher=False)
+            try:
+                self._fork(is_watcher=False)
+            except OSError as error:
+                self._start_later("no process could be started:", str(error))
+                return
 
     def _fork(self, *, is_watcher: bool) -> None:
         def run(pipe: socket.socket) -> int:
@@ -144,11 +149,16 @@ class _Supervisor:
         sys.stdout.flush()
         sys.stderr.flush()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # until the child has handlers of its own
-        pid = os.fork()
-        if pid == 0:
-            self._be_child(ours, theirs, run)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        theirs.close()
+        try:
+            pid = os.fork()
+            if pid == 0:
+                self._be_child(ours, theirs, run)
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            theirs.close()
         ours.setblocking(False)
         return _Child(pid, ours, is_watcher)
 
@@ -213,14 +223,17 @@ class _Supervisor:
         self._note_end(child, os.waitstatus_to_exitcode(status))
 
     def _take_note(self, child: _Child, facts: dict[str, Any]) -> None:
+        self._has_worked = self._has_worked or "has_worked" in facts
         if (said := facts.get("report")) is not None:
             child.report, child.reported_at = Report.from_json(said), monotonic()
+        if "report" in facts or "has_worked" in facts:
             return
         if facts.get("is_leaving"):
             child.is_leaving = True
             child.leaves_by = monotonic() + self._shutdown_timeout + _GRACE
             if self._stop_by is None and not self._burst_over:
-                self._fork(is_watcher=False)  # at once, whatever pause others have to make
+                with contextlib.suppress(OSError):  # `_start_missing` tries again
+                    self._fork(is_watcher=False)  # at once, whatever pause others have to make
             return
         child.is_ready = True
         child.reported_at = monotonic()
@@ -275,7 +288,7 @@ class _Supervisor:
         elif code == USAGE and self._options.reload:
             log.error("waiting for a file to change")
             self._start_at = math.inf
-        elif code == USAGE:
+        elif code == USAGE and not self._has_worked:  # later it may be a passing trouble: siblings go on
             self._code = USAGE
             self._stop()
         elif self._options.burst and code == OK:
@@ -293,7 +306,10 @@ class _Supervisor:
         self._crashes_in_a_row += 1
         self._crashed_at = monotonic()
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
-        log.error("process %d %s; starting another in %.1f s", child.pid, how, self._pause)
+        self._start_later(f"process {child.pid}", how)
+
+    def _start_later(self, what: str, how: str) -> None:
+        log.error("%s %s; starting another in %.1f s", what, how, self._pause)
         self._start_at = monotonic() + self._pause
         self._pause = min(_MAX_PAUSE, self._pause * 2)
 
@@ -307,7 +323,11 @@ class _Supervisor:
             self._end_of_pages(self._pages)
         if self._pages is None and monotonic() >= self._pages_at:
             listener = self._listener
-            self._pages = self._forked(lambda pipe: serve_pages(listener, pipe))
+            try:
+                self._pages = self._forked(lambda pipe: serve_pages(listener, pipe))
+            except OSError:
+                self._pages_at = monotonic() + _LOOK
+                return
             self._pages.pipe.settimeout(1.0)
             log.info("health and metrics at http://%s/readyz", address_of(listener))
         self._stall.note(monotonic(), self._processes())
@@ -430,7 +450,7 @@ class _Supervisor:
         if self._is_reloading and not self._children:
             self._is_reloading = False
             self._stop_by = None
-            self._wanted, self._has_spoken, self._start_at = 1, False, 0.0
+            self._wanted, self._has_spoken, self._has_worked, self._start_at = 1, False, False, 0.0
             self._fork(is_watcher=True)
 
 
