@@ -1,9 +1,11 @@
 """Schedules: recurring publishes. What they are, and which of their ticks are to be fired when."""
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, takewhile
+from time import monotonic
 from typing import Any, Literal
 
 from pubsub_core.broker import Broker, ScheduleKey
@@ -49,7 +51,7 @@ class Scheduler:
     """Fires the ticks of schedules, beside any number of others that do the same. For one thread at a time.
 
     `owner` is the application. Times are those of the broker's clock. Who looked within `lease` seconds was there: the
-    ticks since then are late at most, not missed.
+    ticks since then are late at most, not missed. It fires for `at_once` seconds in one call; the rest by the next.
     """
 
     def __init__(
@@ -61,7 +63,9 @@ class Scheduler:
         lease: float,
         *,
         note_fired: Callable[[Message[bytes]], None] = lambda _: None,
+        at_once: float = math.inf,
     ) -> None:
+        self._at_once = at_once
         self._note_fired = note_fired
         self._schedules = schedules
         self._broker = broker
@@ -77,7 +81,7 @@ class Scheduler:
 
         Raises a BrokerError; what was not fired then is fired by the next call.
         """
-        now = self._broker.time()
+        now, until = self._broker.time(), monotonic() + self._at_once
         if self._looked_at is None or now - self._looked_at > self._lease:
             self._begin(now)
         elif abs(now - self._named_at) >= _NAME_AGAIN and self._schedules:
@@ -86,7 +90,7 @@ class Scheduler:
         next_at = float("inf")
         for one in self._schedules:
             try:
-                self._fire_until(one, now)
+                self._fire_until(one, now, until)
             except BrokerError as error:
                 failure = failure or error  # of a topic that is full, perhaps: the others go on
             next_at = min(next_at, one.spec.next_after(self._seen[one.key]))
@@ -111,8 +115,8 @@ class Scheduler:
         self._named_at = now
         return last_ticks
 
-    def _fire_until(self, one: Schedule, now: float) -> None:
-        while (tick := one.spec.next_after(self._seen[one.key])) <= now:
+    def _fire_until(self, one: Schedule, now: float, until: float) -> None:
+        while (tick := one.spec.next_after(self._seen[one.key])) <= now and monotonic() < until:
             message = self._message_of(one, tick)
             if message is not None:
                 fired = self._broker.fire(one.key, one.spec.key, tick, message)

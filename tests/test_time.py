@@ -1,5 +1,6 @@
 """Delays, deduplication, expiry and schedules, as an application sees them; on memory, whose clock a test moves."""
 
+import itertools
 import logging
 import math
 import threading
@@ -24,6 +25,7 @@ from pubsub_core import (
     SubscriptionError,
     ValidationError,
 )
+from pubsub_core import schedule as schedule_module
 from pubsub_core.broker import BrokerOptions, ScheduleKey
 from pubsub_core.cron import CronSpec, EverySpec
 from pubsub_core.schedule import MOST_MISSED, Missed, Schedule, Scheduler
@@ -455,6 +457,21 @@ def test_who_was_away_for_longer_than_the_lease_missed_ticks(missed: Missed, cou
     plan.clock.advance(1)
     plan.scheduler.run_due()
     assert len(plan.ticks()) == count + 1
+
+
+def test_making_up_for_much_leaves_time_for_signs_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Plan(replace(EACH_SECOND, missed="all"))
+    scheduler = Scheduler(plan.schedules, plan.broker, "shop", plan.message, plan.lease, at_once=1.0)
+    scheduler.run_due()
+    plan.clock.advance(20)
+    moments = itertools.count(0.0, 0.3)  # each look at the clock is so much later than the last
+    monkeypatch.setattr(schedule_module, "monotonic", lambda: next(moments))
+    for done in (3, 6, 9):
+        assert scheduler.run_due() == 0.0, "it wants to be called again at once"
+        assert len(plan.ticks()) == done
+    while scheduler.run_due() == 0.0:
+        continue
+    assert plan.ticks() == [f"tick-{second}" for second in range(1001, 1021)]
 
 
 def test_what_is_made_up_for_is_bounded() -> None:

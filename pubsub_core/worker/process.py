@@ -82,6 +82,7 @@ class Worker:
             pubsub.scheduled_message,
             lease,
             note_fired=lambda message: pubsub.metrics.published([message], [message.id]),
+            at_once=_LOOK,  # or a thousand missed ticks might outlast the sign of life, which this thread gives
         )
         self._outage = Outage()
         self._settler = Settler(self._consumer, self._outage, self._died)
