@@ -3,6 +3,7 @@
 import math
 import os
 import random
+import secrets
 import threading
 import time
 from collections import defaultdict, deque
@@ -51,6 +52,8 @@ _LETTERS = 100  # in one script call, or command
 _LOOK_MARGIN = 10.0  # seconds by which clocks may differ
 _TIME_IS_GOOD_FOR = 10.0  # seconds
 _UNFENCED_FOR = 3600.0  # seconds after which no network still holds a request back
+_FENCED = -2  # what the script says
+_CANNOT = (NotPermitted, Unsupported)  # kill a connection
 
 _MULTI = b"*1\r\n$5\r\nMULTI\r\n"
 _EXEC = b"*1\r\n$4\r\nEXEC\r\n"
@@ -74,6 +77,7 @@ class RedisBroker(RedisInspector):
         self._keys: dict[str, TopicKeys] = {}
         self.drops = DropLog()
         self._unfenced: dict[_Sent, float] = {}
+        self.may_kill: bool | None = None  # connections, to fence off what is on its way there; None: not known yet
         self._idle: defaultdict[Node, deque[Link]] = defaultdict(deque)
         self._process = os.getpid()
         self._ahead: float | None = None  # of time.monotonic() the server's clock is, by so many seconds
@@ -167,7 +171,9 @@ class RedisBroker(RedisInspector):
         return publish.run()
 
     def _is_plain(self, messages: Sequence[Message[bytes]]) -> bool:
-        """Whether they all go to one topic, which may hold any number."""
+        """Whether they all go to one topic, which may hold any number, and what is on its way can be fenced off."""
+        if self.may_kill is False:
+            return False
         topic = messages[0].topic if messages else ""
         if topic in self.options.topics and self.options.topics[topic].max_backlog is not None:
             return False
@@ -183,6 +189,9 @@ class RedisBroker(RedisInspector):
             node = self.servers.node_of(self.keys(messages[0].topic).stream)
             with self.borrowed(node) as link:
                 link.open()
+                self.learn_to_fence(link)
+                if not self.may_kill:
+                    return None
                 sent = (node, link.client_id, link.address)
                 packed = b"".join([packed_add(stream, message) for message in messages])
                 count = len(messages)
@@ -215,6 +224,13 @@ class RedisBroker(RedisInspector):
         _, dedup = read_delayed(topic, record)
         names = (keys.delayed, keys.delayed_messages, *([dedup] if dedup else []))
         return bool(self.call(keys.stream, script_call("cancel", names, message_id), "cancelling"))
+
+    def learn_to_fence(self, link: Link) -> None:
+        """Find out, once, whether connections may be killed."""
+        if self.may_kill is None:
+            (reply,) = link.ask([("CLIENT", "KILL", "ID", 0)])  # no connection has this id
+            error = translated(reply, "") if isinstance(reply, Exception) else None
+            self.may_kill = not isinstance(error, _CANNOT)
 
     def remember_unfenced(self, sent: Iterable[_Sent]) -> None:
         """Note connections on which something may still be carried out."""
@@ -352,6 +368,8 @@ class _Publish:
         # And the connection that they were last sent on, if it is known.
         self._doubtful: dict[_Name, _Sent | None] = {_name(one): None for one in messages} if again else {}
         self._stored: dict[_Name, _Sent | None] = {}
+        self._unmarked: set[_Name] = set()  # which were sent without asking for their fence
+        self._tokens: dict[_Name, str] = {}  # what opens their fences
 
     def note_stored(self, messages: Sequence[Message[bytes]]) -> None:
         """Note that these are stored already."""
@@ -360,6 +378,7 @@ class _Publish:
     def note_doubt(self, messages: Sequence[Message[bytes]], sent: _Sent) -> None:
         """Note that these may be stored: they were sent on this connection."""
         self._doubtful.update(dict.fromkeys(map(_name, messages), sent))
+        self._unmarked.update(map(_name, messages))
 
     def run(self) -> Sequence[str]:
         """Store and confirm, or raise what became of it. Returns the ids that stand for the messages."""
@@ -410,6 +429,7 @@ class _Publish:
     def _store(self) -> None:
         for node, messages in self._by_node(self._waiting.values()).items():
             with self._link(node) as link:
+                self._broker.learn_to_fence(link)
                 if self._durability != IN_MEMORY:
                     _check_ability(link, self._durability, self._broker.shown_url)
                 waiting = self._without_stored(node, link, messages) if self._doubtful else messages
@@ -425,8 +445,11 @@ class _Publish:
             by_topic[message.topic].append(message)
         topics = self._broker.options.topics
         wake_up = control_channel(self._broker.options.namespace)
+        tokens = self._tokens if self._asks_for_fences else None
+        if tokens is None:
+            self._unmarked.update(map(_name, messages))
         batches = [
-            _Batch(self._broker.keys(topic), members, topics.get(topic, USUAL), self._terms, wake_up)
+            _Batch(self._broker.keys(topic), members, topics.get(topic, USUAL), self._terms, wake_up, tokens)
             for topic, members in by_topic.items()
         ]
         sent = (node, link.client_id, link.address)
@@ -447,6 +470,8 @@ class _Publish:
             (reply,) = replies
             if isinstance(reply, Exception):
                 replies = [reply] * len(batch.messages)
+            elif reply[0] == _FENCED:  # so they stay in doubt: somebody else may have stored them by now
+                return [BrokerUnavailable(f"publishing to {topic!r}: somebody else publishes the same messages again")]
             elif reply[0] < 0:
                 replies = [backlog_is_full(topic, batch.options.max_backlog)] * len(batch.messages)
             else:
@@ -482,12 +507,12 @@ class _Publish:
 
     def _final(self, error: BrokerError) -> BrokerError | PublishUncertain:
         stored = f". Of {len(self._messages)} messages {len(self._stored)} are stored" if self._stored else ""
-        sent = [one for one in self._doubtful.values() if one is not None]
+        sent = {name: one for name, one in self._doubtful.items() if one is not None}
         if not self._doubtful or (isinstance(error, Unsupported) and not sent):
             refused = type(error)(f"{error}{stored}")
             refused.stored = self._standing()
             return refused
-        self._broker.remember_unfenced(sent)
+        self._broker.remember_unfenced(one for name, one in sent.items() if name in self._unmarked)
         uncertain = PublishUncertain(
             f"{error}{stored}. {len(self._doubtful)} messages were sent, not confirmed, and could not be looked for: "
             "they may be stored. To publish them again under their ids (id=, or commit() of their batch) is safe",
@@ -503,28 +528,42 @@ class _Publish:
 
     # Looking for what may be stored
 
+    @property
+    def _asks_for_fences(self) -> bool:
+        return self._again or not self._broker.may_kill
+
     def _without_stored(self, node: Node, link: Link, messages: list[Message[bytes]]) -> list[Message[bytes]]:
         """Find out which of the doubtful messages are stored, and return the others.
 
         The connections that they were sent on are killed first: afterwards nothing on them can still be carried out.
-        Where that is not permitted, those that are found are stored all the same, and the others stay in doubt.
+        Where that is not permitted each message has a fence: requests that do not know what it holds by now store
+        nothing. What was sent before that was known, and is not found, stays in doubt.
         """
         doubtful = [message for message in messages if _name(message) in self._doubtful]
         if not doubtful:
             return messages
-        sent = {self._doubtful[_name(message)] for message in doubtful} - {None}
-        unfenced = self._fence(link, sent | self._broker.unfenced_on(node) if self._again else sent)
+        may_kill = self._broker.may_kill
+        sent = {self._doubtful[name] for name in map(_name, doubtful) if may_kill or name in self._unmarked} - {None}
+        unkilled = self._kill(link, sent | self._broker.unfenced_on(node) if self._again else sent)
+        if unkilled is None:
+            self._unmarked.difference_update(map(_name, doubtful))
+        if self._asks_for_fences:
+            self._fence(link, doubtful)
         found = self._found(link, doubtful)
+        left = False
         for message in doubtful:
-            if _name(message) in found:
-                self._is_stored(_name(message), None)
-            elif unfenced is None:
-                del self._doubtful[_name(message)]
-        if unfenced is not None and len(found) < len(doubtful):
-            raise unfenced
+            name = _name(message)
+            if name in found:
+                self._is_stored(name, None)
+            elif unkilled is None or not (self._again or name in self._unmarked):
+                del self._doubtful[name]
+            else:
+                left = True
+        if unkilled is not None and left:
+            raise unkilled
         return [message for message in messages if _name(message) in self._waiting]
 
-    def _fence(self, link: Link, sent: Set[_Sent | None]) -> NotPermitted | None:
+    def _kill(self, link: Link, sent: Set[_Sent | None]) -> BrokerError | None:
         """Kill the connections, which are named by their addresses too, as a server that was started anew gives their
         ids to others. Returns the error if that is not permitted.
         """
@@ -535,10 +574,26 @@ class _Publish:
             kill = ("CLIENT", "KILL", "ID", client_id, "ADDR", address)
             try:
                 checked(link.ask([kill])[0], f"fencing off a broken connection to {self._broker.shown_url}")
-            except NotPermitted as error:
+            except _CANNOT as error:
+                self._broker.may_kill = False
                 return error
             self._broker.forget_unfenced(one)
         return None
+
+    def _fence(self, link: Link, messages: Sequence[Message[bytes]]) -> None:
+        """Have every request that asks for fences store nothing of these messages, if it was sent before this."""
+        for message in messages:
+            self._tokens[_name(message)] = secrets.token_hex(8)
+        # Where connections are killed only those are to be kept apart that publish the same again at the same time.
+        seconds = 2 * self._broker.options.publish_timeout if self._broker.may_kill else _UNFENCED_FOR
+        expiry = math.ceil(seconds * 1000)
+        fences = [self._broker.keys(message.topic).fence(message.id) for message in messages]
+        sets: list[Command] = [
+            ("SET", fence, self._tokens[_name(message)], "PX", expiry)
+            for fence, message in zip(fences, messages, strict=True)
+        ]
+        for reply in link.ask(sets):
+            checked(reply, "fencing off what may be on its way")
 
     def _found(self, link: Link, wanted: Sequence[Message[bytes]]) -> set[_Name]:
         """Return which of the messages are stored.
@@ -677,12 +732,16 @@ class _Batch:
     options: TopicOptions
     terms: Mapping[str, Terms]
     wake_up: str
+    tokens: Mapping[_Name, str] | None
+    """What opens the fences of messages that may have been stored before; None if nobody asks for fences."""
 
     @property
     def is_scripted(self) -> bool:
         """Whether one script adds all of them, or none."""
-        return self.options.max_backlog is not None or (
-            bool(self.terms) and any(message.id in self.terms for message in self.messages)
+        return (
+            self.options.max_backlog is not None
+            or self.tokens is not None
+            or (bool(self.terms) and any(message.id in self.terms for message in self.messages))
         )
 
     def commands(self) -> list[Command]:
@@ -701,7 +760,11 @@ class _Batch:
             if terms.dedup is not None:
                 names.append(self.keys.dedup(terms.dedup))
                 which = len(names)
-            arguments += (_when(terms), which, math.ceil(terms.window * 1000), *entry_values(message))
+            fence: tuple[str | int, str] = ("", "")
+            if self.tokens is not None:
+                names.append(self.keys.fence(message.id))
+                fence = (len(names), self.tokens.get(_name(message), ""))
+            arguments += (_when(terms), which, math.ceil(terms.window * 1000), *fence, *entry_values(message))
         wake_up = due_prefix(self.messages[0].topic)
         return script_call("add", names, *room_of(self.options), self.wake_up, wake_up, *arguments)
 

@@ -66,6 +66,10 @@ class TopicKeys:
         """The id of the message that was published under a dedup key; expires."""
         return f"{self.prefix}:dedup:{key}"
 
+    def fence(self, message_id: str) -> str:
+        """What a request must know, by now, to store a message that may have been stored before; expires."""
+        return f"{self.prefix}:fence:{message_id}"
+
     @property
     def schedules(self) -> str:
         """A hash: name of a schedule → how it stands; see `schedule.lua`."""

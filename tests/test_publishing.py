@@ -34,6 +34,7 @@ from pubsub_core.settings import Settings, parse_durability
 from pubsub_redis import RedisBroker
 from pubsub_redis import broker as broker_module
 from pubsub_redis.faults import translated
+from pubsub_redis.link import script
 from pubsub_redis.servers import open_servers
 from tests.servers import Proxy, RealServer, proxy_to, redis_server, valkey_server
 
@@ -694,12 +695,67 @@ def test_publish_stuck_in_a_frozen_server_is_stored_once_when_it_is_published_ag
     assert own.ids() == [*published, *(one.id for one in batch)]
 
 
-def test_publish_stuck_on_the_way_cannot_arrive_after_it_was_published_again(place: Place, proxy: Proxy) -> None:
-    broker = place.broker(proxy.url.replace("redis://", f"redis://{place.namespace}:pw@"), patience=0.5)
-    place.as_user("-client|kill")
+def restricted(place: Place, proxy: Proxy, *rules: str, patience: float = 0.5) -> RedisBroker:
+    """Return a broker, through the proxy, of a user who may not kill connections."""
+    place.as_user(*(rules or ("-client|kill",)))
+    load_scripts(place)  # so that it is not the reply "no such script" that gets lost
+    return place.broker(proxy.url.replace("redis://", f"redis://{place.namespace}:pw@"), patience=patience)
+
+
+def load_scripts(place: Place) -> None:
+    place.client.script_load(script("add")[0])
+
+
+@pytest.mark.parametrize("rule", ["-client|kill", "-client +client|info +client|setname"])
+@pytest.mark.parametrize("count", [1, 3, 1200])
+def test_user_who_may_not_kill_connections_publishes_each_message_once(
+    place: Place, proxy: Proxy, rule: str, count: int
+) -> None:
+    """What is on its way cannot be fenced off by killing its connection, so each message has a fence."""
+    broker = restricted(place, proxy, *rule.split())
+    published = publish(broker, count)
+
+    proxy.lose_reply(to=b"EVALSHA")
+    published += publish(broker, count)
+    assert proxy.struck.is_set()
+
+    proxy.hold_back(b"EVALSHA")
+    published += publish(broker, count)
+    assert proxy.struck.is_set()
+    calls = place.calls("evalsha")
+    proxy.let_go.set()
+    until(lambda: place.calls("evalsha") > calls)
+    published += publish(broker)
+    assert place.ids() == published
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [Terms(delay=3600.0), Terms(dedup="same", window=0.001), Terms(dedup="same")],
+    ids=["delay", "short window", "window"],
+)
+def test_user_who_may_not_kill_connections_keeps_to_the_terms(place: Place, proxy: Proxy, terms: Terms) -> None:
+    broker = restricted(place, proxy)
+    one = message()
+    proxy.hold_back(b"EVALSHA")
+    assert broker.publish([one], terms={one.id: terms}) == [one.id]
+    assert proxy.struck.is_set()
+    calls = place.calls("evalsha")
+    proxy.let_go.set()
+    until(lambda: place.calls("evalsha") > calls)
+    stored = place.client.zrange(broker.keys("orders").delayed, 0, -1) if terms.delay else place.ids()
+    assert [*stored] in ([one.id], [one.id.encode()])
+
+
+def test_what_was_sent_while_connections_could_be_killed_stays_in_doubt_when_they_cannot(
+    place: Place, proxy: Proxy
+) -> None:
+    broker = restricted(place, proxy, "+client|kill")
+    allow(broker, 2.0)
     published = publish(broker)
     stuck = message()
 
+    place.as_user("-client|kill")
     proxy.hold_back(b"XADD")
     with pytest.raises(PublishUncertain, match="client"):  # it may not be fenced off, and is not to be found
         broker.publish([stuck])
@@ -715,15 +771,74 @@ def test_publish_stuck_on_the_way_cannot_arrive_after_it_was_published_again(pla
     assert place.ids() == published
 
 
-def test_user_who_may_not_fence_finds_what_is_stored(place: Place, proxy: Proxy) -> None:
-    place.as_user("-client|kill")
-    broker = place.broker(proxy.url.replace("redis://", f"redis://{place.namespace}:pw@"))
+def test_message_is_published_again_by_another_process_than_the_one_that_may_not_kill_its_connection(
+    place: Place, proxy: Proxy
+) -> None:
+    broker = restricted(place, proxy)
     published = publish(broker)
+    stuck = [message() for _ in range(3)]
+    allow(broker, 0.4)
+    proxy.hold_back(b"EVALSHA")
+    with pytest.raises(PublishUncertain):
+        broker.publish(stuck)
 
-    proxy.lose_reply(to=b"XADD")
-    published += publish(broker, 3)
+    other = place.broker(place.as_user("-client|kill"))
+    other.publish(stuck, again=True)
+    other.publish(stuck, again=True)
+    calls = place.calls("evalsha")
+    proxy.let_go.set()
 
-    assert place.ids() == published
+    until(lambda: place.calls("evalsha") > calls)
+    assert place.ids() == [*published, *(one.id for one in stuck)]
+
+
+def test_request_that_is_published_again_and_held_back_for_longer_than_fences_last_stores_nothing(
+    place: Place, proxy: Proxy
+) -> None:
+    """Its connection is killed, where that is permitted: fences are there for a short time then."""
+    broker = place.broker(proxy.url, patience=0.5)
+    publish(broker)
+    load_scripts(place)
+    stuck = message()
+    proxy.hold_back(b"EVALSHA")
+    broker.publish([stuck], again=True)
+    assert proxy.struck.is_set()
+    fence = broker.keys("orders").fence(stuck.id)
+    assert 0 < place.client.pttl(fence) <= 2000 * WITHIN
+    place.client.delete(fence)
+    proxy.let_go.set()
+    threading.Event().wait(0.05)  # what was held back needs a moment to arrive, if it does
+    assert place.ids()[1:] == [stuck.id]
+
+
+@pytest.mark.parametrize("rule", ["+@all", "-client|kill"])
+def test_those_who_publish_the_same_again_at_once_store_it_once(place: Place, rule: str) -> None:
+    """As several processes may that work off one table of what is to be published."""
+    url = place.as_user(rule)
+    brokers = [place.broker(url) for _ in range(4)]
+    for _ in range(20):
+        batch = [message() for _ in range(3)]
+        together = threading.Barrier(len(brokers))
+
+        def publish_again(broker: RedisBroker, batch: list[Any] = batch, together: Any = together) -> None:
+            together.wait(WITHIN)
+            broker.publish(batch, again=True)
+
+        with ThreadPoolExecutor(len(brokers)) as threads:
+            list(threads.map(publish_again, brokers))
+        assert place.ids()[-3:] == [one.id for one in batch]
+    assert len(place.ids()) == 60
+
+
+def test_whether_connections_may_be_killed_is_asked_once(own: Place) -> None:
+    for url in (own.server.url, own.as_user("-client|kill")):
+        broker = own.broker(url)
+        before = own.client.info("commandstats").get("cmdstat_client|kill", {"calls": 0, "rejected_calls": 0})
+        for _ in range(5):
+            publish(broker)
+            publish(broker, 3)
+        after = own.client.info("commandstats")["cmdstat_client|kill"]
+        assert sum(after[one] - before[one] for one in ("calls", "rejected_calls")) == 1
 
 
 def test_batch_whose_fate_is_unknown_is_committed_again_without_a_duplicate(own: Place) -> None:
