@@ -159,7 +159,8 @@ class RedisConsumer:
         self._concern = _digest(self._groups)
         self._tidy_at = 0.0
         self._scan_at = 0.0
-        self._cleared: set[bytes] = set()  # silent workers that are in none of our groups any more
+        # Silent workers that are in none of our groups any more, and when they were listed: who comes back is anew.
+        self._cleared: dict[bytes, float] = {}
         self._is_closed = False
 
     @property
@@ -767,9 +768,9 @@ class RedisConsumer:
             self._listed_at = -math.inf
         self._beaten_at = beaten_at
         if beaten_at - self._listed_at >= _SCAN:
-            names = workers_key(self._namespace)
+            names, now = workers_key(self._namespace), f"{self._broker.time():.3f}"
             with contextlib.suppress(BrokerFull):
-                self._broker.call(names, ("ZADD", names, int(self._broker.time()), self._name), "giving a sign of life")
+                self._broker.call(names, ("ZADD", names, now, self._name), "giving a sign of life")
             self._listed_at = beaten_at
 
     def _since(self) -> float:
@@ -830,12 +831,13 @@ class RedisConsumer:
         give new ones.
         """
         now = time.monotonic()
-        silent_workers = self._silent_workers() - self._cleared
+        silent_workers = dict(self._silent_workers().items() - self._cleared.items())
         if not (silent_workers or self._suspects or now >= self._scan_at):
             return
         silent = set(self._silent_consumers())
         self._scan_at = now + _SCAN
-        self._cleared |= silent_workers - {name for _, name in silent}
+        present = {name for _, name in silent}
+        self._cleared |= {name: at for name, at in silent_workers.items() if name not in present}
         for suspect, since in [*self._suspects.items()]:
             if suspect not in silent:
                 del self._suspects[suspect]
@@ -846,8 +848,8 @@ class RedisConsumer:
         for suspect in silent:
             self._suspects.setdefault(suspect, now)
 
-    def _silent_workers(self) -> set[bytes]:
-        """Return the names of workers that give no sign of life, in whatever groups they were; at little cost.
+    def _silent_workers(self) -> dict[bytes, float]:
+        """Return the workers that give no sign of life, whatever their groups, and when they were listed; cheaply.
 
         Somebody has to look into the groups for what they had. Who is not listed is found there, once in `_SCAN`.
         """
@@ -857,14 +859,14 @@ class RedisConsumer:
         others.pop(self._name.encode(), None)
         signs = [self._sign_of(name) for name in others]
         if not signs:
-            return set()
+            return {}
         if not self._broker.servers.is_cluster:
             alive = self._broker.call(signs[0], ("EXISTS", *signs), "looking for dead workers")
             if alive == len(signs):
-                return set()
-        silent = {name for name in self._alive(others) if not self._has_sign(name)}
-        self._cleared &= silent
-        forgotten = [name for name in silent if others[name] < self._broker.time() - _FORGOTTEN_AFTER]
+                return {}
+        silent = {name: at for name, at in self._alive(others.items()) if not self._has_sign(name)}
+        self._cleared = dict(self._cleared.items() & silent.items())
+        forgotten = [name for name, at in silent.items() if at < self._broker.time() - _FORGOTTEN_AFTER]
         if forgotten:
             self._broker.call(names, ("ZREM", names, *forgotten), "looking for dead workers")
         return silent

@@ -14,6 +14,7 @@ from pubsub_core.broker import BrokerOptions
 from pubsub_core.errors import BrokerUnavailable, LeaseLost
 from pubsub_core.message import SubscriptionKey
 from pubsub_redis import open_redis
+from pubsub_redis.consumer import RedisConsumer
 from pubsub_redis.keys import control_channel, look_key, worker_key
 from tests.chaos.gate import Gate
 from tests.servers import Proxy, RealServer, proxy_to, redis_server, valkey_server
@@ -208,6 +209,37 @@ def test_consumer_without_memory_goes_on_after_a_reply_was_lost(own: RealServer,
         consumer.ack([first, *taken])
         assert own_place.client.xpending(own_place.stream, "billing")["pending"] == 0
         assert not consumer.receive({BILLING: 2}, 0)
+
+
+@pytest.mark.parametrize("is_seen", [True, False])
+def test_who_was_thought_dead_and_came_back_is_missed_in_time_when_he_dies(place: Place, is_seen: bool) -> None:
+    """Whether or not anybody looked while he lived."""
+    broker = place.broker(heartbeat=0.2)
+    one, other = place.joined(broker), place.joined(broker)
+
+    def is_gone() -> bool:
+        other.maintain()
+        return one.name not in names(place)
+
+    def let_pass(seconds: float, *alive: RedisConsumer) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            threading.Event().wait(min(consumer.maintain() for consumer in alive))
+
+    one.beat()
+    until(is_gone)
+    let_pass(1.0, other)  # who finds out that he is in none of their groups any more
+    one.beat()
+    assert not one.receive({BILLING: 1}, 0)
+    let_pass(0.7, one, *([other] if is_seen else []))
+
+    published = publish(broker)
+    (held,) = one.receive({BILLING: 1}, 1.0)
+    died = time.monotonic()
+    until(is_gone)
+    (taken,) = place.take(other, 1)
+    assert ids([held]) == ids([taken]) == published
+    assert time.monotonic() - died < 5.0  # of 15 s with a heartbeat of 2 s, and what a busy machine adds to it
 
 
 def test_who_looks_after_many_groups_on_a_slow_server_is_not_taken_for_dead(server: RealServer, place: Place) -> None:
