@@ -188,7 +188,7 @@ class RedisBroker(RedisInspector):
         try:
             node = self.servers.node_of(self.keys(messages[0].topic).stream)
             with self.borrowed(node) as link:
-                link.open()
+                link.open(self.options.publish_timeout)
                 self.learn_to_fence(link)
                 if not self.may_kill:
                     return None

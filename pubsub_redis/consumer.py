@@ -50,7 +50,8 @@ _CONTROL = "~control"  # no group has such a name
 _LOOK_FOR_DUE = 120.0
 _LOOK_FOR_DUE_UNTOLD = 10.0  # where wake-ups may not be heard
 _MOST = 500  # entries of a topic in one read
-_REMEMBERED = 20_000  # settled entries per group; a worker settles fewer between two looks
+_REMEMBERED = 20_000  # settled entries per group, at most; a worker settles fewer between two looks
+_REMEMBERED_IN_ALL = 100_000
 _TRIM = 10_000  # entries in one script call
 _TIDY = 60.0  # seconds
 _PAUSES = 1.0  # seconds, at least, between two looks for what is paused
@@ -93,7 +94,7 @@ class _Group:
     # For the case that the group is lost: how often it was made, the newest entry we were handed, and what we settled.
     times_made: int | None = None
     newest: bytes = b""
-    settled: deque[str] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
+    settled: deque[str] = field(default_factory=deque)
 
     @property
     def parked_keys(self) -> tuple[str, str, str, str]:
@@ -126,7 +127,11 @@ class RedisConsumer:
     def __init__(self, broker: "RedisBroker", memberships: Sequence[Membership], name: str) -> None:
         self._broker = broker
         self._name = name
-        self._groups = {one.key: _Group(one.key, one.start, broker.keys(one.key.topic)) for one in memberships}
+        remembered = min(_REMEMBERED, _REMEMBERED_IN_ALL // max(1, len(memberships)))
+        self._groups = {
+            one.key: _Group(one.key, one.start, broker.keys(one.key.topic), settled=deque(maxlen=remembered))
+            for one in memberships
+        }
         self._namespace = broker.options.namespace
         self._heartbeat = broker.options.heartbeat
         self._links: dict[tuple[Node, str], Link] = {}  # of `receive`: the group's, or "" for the control channel

@@ -1,6 +1,7 @@
 """Found by asking of each line between two calls: what if the reply is lost, or the request late, just here?"""
 
 import json
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -264,6 +265,14 @@ def test_who_looks_after_many_groups_on_a_slow_server_is_not_taken_for_dead(serv
     gate.delay = 0.0
     consumer.close()
     gate.close()
+
+
+def test_consumer_of_many_groups_remembers_no_more_in_all_than_one_of_few(place: Place) -> None:
+    broker = place.broker()
+    for count in (1, 10, 1000):
+        keys = [SubscriptionKey(f"orders-{number}", "billing") for number in range(count)]
+        groups = place.consumer(broker, *keys)._groups.values()
+        assert sum(group.settled.maxlen or math.inf for group in groups) <= 100_000
 
 
 def test_stalled_connection_is_given_up_before_the_sign_of_life_expires(place: Place, proxy: Proxy) -> None:
