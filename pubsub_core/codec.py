@@ -23,6 +23,7 @@ _DIGITS = bytes.maketrans(b"123456789E", b"000000000e")
 
 # What pydantic reads: so many levels (it writes some more), and so many digits of an integer (it writes any number).
 _READABLE_LEVELS = 200
+_SURELY_READABLE = 2 * _READABLE_LEVELS  # bytes: what is no longer closes every level that it opens
 _MORE_DIGITS_THAN_READABLE = b"0" * 4301
 
 _NOT_FINITE = "NaN and infinities are not JSON"
@@ -63,7 +64,8 @@ class UntypedJson:
             raise ValidationError(f"the payload cannot be written as JSON: {_why_unwritable(error)}") from None
         if b"NaN" in encoded or b"Infinity" in encoded or not _is_plain(payload):
             _refuse_what_is_lost(payload, encoded)
-        _refuse_unreadable(encoded)
+        if len(encoded) > _SURELY_READABLE:
+            _refuse_unreadable(encoded)
         return encoded
 
     def decode(self, encoded: bytes) -> Any:
@@ -140,7 +142,8 @@ class TypedJson(Generic[T]):
             raise ValidationError(f"the payload cannot be written as JSON: {_NOT_FINITE}")
         if self._may_have_same_keys and _has_same_keys(payload):
             raise ValidationError(f"the payload cannot be written as JSON: {_SAME_KEYS}")
-        _refuse_unreadable(encoded)
+        if len(encoded) > _SURELY_READABLE:
+            _refuse_unreadable(encoded)
         return encoded
 
     def _validated(self, adapter: TypeAdapter[T], payload: T) -> T:
@@ -236,7 +239,7 @@ def _refuse_what_is_lost(payload: Any, encoded: bytes) -> None:
 def _refuse_unreadable(encoded: bytes) -> None:
     """Raise ValidationError for JSON that no reader could read. Only what looks like it is tried."""
     size = len(encoded)
-    is_deep = size > 2 * _READABLE_LEVELS and encoded.count(b"[") + encoded.count(b"{") > _READABLE_LEVELS
+    is_deep = size > _SURELY_READABLE and encoded.count(b"[") + encoded.count(b"{") > _READABLE_LEVELS
     is_long = size >= len(_MORE_DIGITS_THAN_READABLE) and _MORE_DIGITS_THAN_READABLE in encoded.translate(_DIGITS)
     if is_deep or is_long:
         try:
@@ -320,8 +323,8 @@ def _may_read_as_non_finite(encoded: bytes) -> bool:
 
 
 def _may_overflow(encoded: bytes) -> bool:
-    plain = encoded.translate(_DIGITS)
-    return b"e000" in plain or b"e+000" in plain or (len(plain) >= 300 and _MANY_ZEROS in plain)
+    plain = encoded.translate(_DIGITS, b"+")
+    return b"e000" in plain or (len(plain) >= 300 and _MANY_ZEROS in plain)
 
 
 _MANY_ZEROS = b"0" * 300

@@ -48,8 +48,10 @@ class IdMaker:
             else:
                 last.tail += 1
             milliseconds, tail = last.milliseconds, last.tail
-        text = f"{milliseconds:012x}7{tail >> 62:03x}{_VARIANT | tail & _RAND_B:016x}"
-        return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+        low = _VARIANT | tail & _RAND_B
+        return "%08x-%04x-7%03x-%04x-%012x" % (  # noqa: UP031  # half the time of formatting part by part
+            milliseconds >> 16, milliseconds & 0xFFFF, tail >> 62, low >> 48, low & 0xFFFFFFFFFFFF,
+        )  # fmt: skip
 
 
 def published_at(message_id: str) -> datetime:

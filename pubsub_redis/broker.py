@@ -88,22 +88,26 @@ class RedisBroker(RedisInspector):
     @contextmanager
     def borrowed(self, node: Node) -> Iterator[Link]:
         """Lend a connection to a node, perhaps not yet open. No other thread has it meanwhile."""
-        if os.getpid() != self._process:
-            self._idle = defaultdict(deque)  # the others are our parent's, which we must never use
-            self._process = os.getpid()  # last: another thread of ours would take one of those
-        idle = self._idle[node]
-        link = _fit_one(idle) or self.new_link(node)
+        link = self._borrow(node)
         try:
             yield link
         finally:
-            if not link.is_open:
-                _close_all(idle)  # most likely what broke this one broke them, too
-                link.close()
-            elif link.is_hurried:
-                link.close()
-            else:
-                link.rest()
-                idle.append(link)
+            self._take_back(node, link)
+
+    def _borrow(self, node: Node) -> Link:
+        if os.getpid() != self._process:
+            self._idle = defaultdict(deque)  # the others are our parent's, which we must never use
+            self._process = os.getpid()  # last: another thread of ours would take one of those
+        return _fit_one(self._idle[node]) or self.new_link(node)
+
+    def _take_back(self, node: Node, link: Link) -> None:
+        if link.is_open and not link.is_hurried:
+            link.rest()
+            self._idle[node].append(link)
+            return
+        if not link.is_open:
+            _close_all(self._idle[node])  # most likely what broke this one broke them, too
+        link.close()
 
     def new_link(self, node: Node) -> Link:
         """Return a connection of its own, not yet open, which the caller closes."""
@@ -156,7 +160,7 @@ class RedisBroker(RedisInspector):
         doubtful: tuple[Sequence[Message[bytes]], _Sent] | None = None
         if not (again or terms) and durability == IN_MEMORY and self._is_plain(messages):
             # Nearly all publishes: sent, answered, done. Whatever goes wrong is for the long way, which looks first.
-            for chunk in _chunks(messages):
+            for chunk in (messages,) if len(messages) == 1 else _chunks(messages):
                 sent = self._store_plain(chunk)
                 if sent is not True:
                     doubtful = sent and (chunk, sent)
@@ -183,17 +187,19 @@ class RedisBroker(RedisInspector):
         """Store the messages of a topic, all or none, and return True; otherwise the connection on which they may have
         been stored, None if nothing was sent.
         """
-        stream = self.keys(messages[0].topic).stream.encode()
+        stream = self.keys(messages[0].topic).stream
+        packed_stream = stream.encode()
+        packed = b"".join([packed_add(packed_stream, message) for message in messages])
         sent = None
         try:
-            node = self.servers.node_of(self.keys(messages[0].topic).stream)
-            with self.borrowed(node) as link:
+            node = self.servers.node_of(stream)
+            link = self._borrow(node)
+            try:
                 link.open(self.options.publish_timeout)
                 self.learn_to_fence(link)
                 if not self.may_kill:
                     return None
                 sent = (node, link.client_id, link.address)
-                packed = b"".join([packed_add(stream, message) for message in messages])
                 count = len(messages)
                 if count == 1:
                     link.send_packed(packed, 1)
@@ -211,6 +217,8 @@ class RedisBroker(RedisInspector):
                 link.close()
                 if refused == len(results):
                     sent = None
+            finally:
+                self._take_back(node, link)
         except _TROUBLE:
             return sent
         return sent

@@ -30,6 +30,9 @@ def add_command(stream: str, message: Message[bytes]) -> Command:
 
 def packed_add(stream: bytes, message: Message[bytes]) -> bytes:
     """Return the XADD of a message as it goes over the wire (RESP): `add_command`, packed."""
+    if not message.headers and message.key is None and _is_plain(message):  # as nearly all are
+        message_id, payload = message.id.encode(), message.payload
+        return _ADD_PLAIN % (len(stream), stream, len(message_id), message_id, len(payload), payload)
     message_id, payload, key, headers, source = map(_as_bytes, entry_values(message))
     return _ADD % (
         len(stream), stream, len(message_id), message_id, len(payload), payload, len(key), key, len(headers), headers,
@@ -41,10 +44,9 @@ def _as_bytes(text: str | bytes) -> bytes:
     return text.encode() if isinstance(text, str) else text
 
 
-_ADD = (
-    b"*13\r\n$4\r\nXADD\r\n$%d\r\n%b\r\n$1\r\n*\r\n$2\r\nid\r\n$%d\r\n%b\r\n$7\r\npayload\r\n$%d\r\n%b\r\n"
-    b"$3\r\nkey\r\n$%d\r\n%b\r\n$7\r\nheaders\r\n$%d\r\n%b\r\n$6\r\nsource\r\n$%d\r\n%b\r\n"
-)
+_ADD_FIRST = b"*13\r\n$4\r\nXADD\r\n$%d\r\n%b\r\n$1\r\n*\r\n$2\r\nid\r\n$%d\r\n%b\r\n$7\r\npayload\r\n$%d\r\n%b\r\n"
+_ADD = _ADD_FIRST + b"$3\r\nkey\r\n$%d\r\n%b\r\n$7\r\nheaders\r\n$%d\r\n%b\r\n$6\r\nsource\r\n$%d\r\n%b\r\n"
+_ADD_PLAIN = _ADD_FIRST + b"$3\r\nkey\r\n$0\r\n\r\n$7\r\nheaders\r\n$0\r\n\r\n$6\r\nsource\r\n$0\r\n\r\n"
 
 
 def entry_fields(message: Message[bytes], only: str | None = None) -> tuple[str | bytes, ...]:
@@ -58,8 +60,13 @@ def entry_values(message: Message[bytes], only: str | None = None) -> tuple[str 
     headers = pydantic_core.to_json(dict(message.headers)) if message.headers else b""
     # An empty key is not no key: "=" stands before one that there is.
     key = "" if message.key is None else "=" + message.key
-    plain = only is None and message.source == "publish" and message.expires_at is None
+    plain = only is None and _is_plain(message)
     return message.id, message.payload, key, headers, "" if plain else _source(message, only)
+
+
+def _is_plain(message: Message[bytes]) -> bool:
+    """Whether it was simply published, so that there is nothing to say of its source."""
+    return message.source == "publish" and message.expires_at is None
 
 
 def _source(message: Message[bytes], only: str | None) -> str:
