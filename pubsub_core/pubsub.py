@@ -681,7 +681,9 @@ class Batch:
         )(message)
         if own is not None:
             self._terms[message.id] = own
-        self._asked |= self._durability or pubsub._durability(runtime, message.topic, None)  # noqa: SLF001
+        asked = self._durability or pubsub._durability(runtime, message.topic, None)  # noqa: SLF001
+        if asked is not self._asked:
+            self._asked |= asked
         if id is not None:
             self._doubtful.add(id)
         return message.id
