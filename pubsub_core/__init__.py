@@ -28,6 +28,7 @@ from pubsub_core.clock import Clock, ManualClock, SystemClock
 from pubsub_core.context import current_message
 from pubsub_core.dead_letters import DeadLetters
 from pubsub_core.errors import (
+    BatchFailure,
     BrokerError,
     BrokerFull,
     BrokerUnavailable,
@@ -66,6 +67,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Batch",
+    "BatchFailure",
     "Broker",
     "BrokerError",
     "BrokerFull",

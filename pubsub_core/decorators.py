@@ -7,6 +7,7 @@ from pubsub_core.message import Message
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 R_co = TypeVar("R_co", covariant=True)
 T_co = TypeVar("T_co", covariant=True)
 T_contra = TypeVar("T_contra", contravariant=True)
@@ -32,3 +33,12 @@ class HandlerDecorator(Protocol[T_co]):
     def __call__(self, function: Accepts[T_co, P, R], /) -> Callable[P, R]: ...
     @overload
     def __call__(self, function: Accepts[Message[T_co], P, R], /) -> Callable[P, R]: ...
+
+
+class BatchHandlerDecorator(Protocol[T]):
+    """Takes a handler of lists of payloads `T`, or of messages with them, plain or async, and returns it as it is."""
+
+    @overload
+    def __call__(self, function: Accepts[list[T], P, R], /) -> Callable[P, R]: ...
+    @overload
+    def __call__(self, function: Accepts[list[Message[T]], P, R], /) -> Callable[P, R]: ...

@@ -23,7 +23,8 @@
         ├── HandlerTimeout          raised inside a handler that ran longer than its timeout
         └── NeverIdle               handlers publish for handlers without end, where somebody waits for the end
 
-`Retry` and `Reject` are not errors of the library: a handler raises them to say what shall become of its message.
+`Retry`, `Reject` and `BatchFailure` are not errors of the library: a handler raises them to say what shall become of
+its messages.
 """
 
 from collections.abc import Mapping, Sequence
@@ -187,3 +188,26 @@ class Reject(Exception):
 
     def __init__(self, reason: str = "") -> None:
         super().__init__(reason or "rejected by the handler")
+
+
+class BatchFailure(Exception):
+    """Raise it in a handler with `batch=` to fail some messages of the list it was given, and acknowledge the others.
+
+    `errors` maps the index in that list to what the message failed with, as if a handler had raised it: a `Retry`, a
+    `Reject`, or any other exception, which the retry policy judges. Raises TypeError or ValueError if it is not that.
+    """
+
+    def __init__(self, errors: Mapping[int, BaseException]) -> None:
+        if not isinstance(errors, Mapping):
+            raise TypeError(f"BatchFailure takes a mapping of index to exception, not {type(errors).__name__}")
+        for index, error in errors.items():
+            if isinstance(index, bool) or not isinstance(index, int) or index < 0:
+                raise ValueError(f"BatchFailure: {index!r} is no index of the list: those are 0, 1, 2 and so on")
+            if not isinstance(error, BaseException):
+                raise TypeError(f"BatchFailure: what stands for index {index} is no exception: {type(error).__name__}")
+        super().__init__(f"{len(errors)} messages of a batch failed")
+        self.errors = dict(errors)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Cross processes whole."""
+        return type(self), (self.errors,)

@@ -28,7 +28,7 @@ from pubsub_core.broker import (
 from pubsub_core.clock import Clock, SystemClock
 from pubsub_core.cron import CronSpec, EverySpec, Spec
 from pubsub_core.dead_letters import DeadLetters
-from pubsub_core.decorators import HandlerDecorator
+from pubsub_core.decorators import BatchHandlerDecorator, HandlerDecorator
 from pubsub_core.errors import (
     BrokerError,
     ConfigurationError,
@@ -47,7 +47,7 @@ from pubsub_core.retry import ExponentialBackoff, RetryPolicy
 from pubsub_core.runtime import Runtime
 from pubsub_core.schedule import Missed, Schedule
 from pubsub_core.settings import Settings, keyword_layer, parse_durability
-from pubsub_core.subscription import Expired, Handler, Subscription, inspect_handler
+from pubsub_core.subscription import MOST_IN_BATCH, Expired, Handler, Subscription, inspect_handler
 from pubsub_core.topic import Dedup, Topic
 from pubsub_core.versions import checked_version
 
@@ -170,6 +170,7 @@ class PubSub:
         concurrency: int | None = None,
         start: Start = "earliest",
         expired: Expired = "dead_letter",
+        batch: int | None = None,
     ) -> Callable[[F], F]: ...
     @overload
     def subscribe(
@@ -182,7 +183,21 @@ class PubSub:
         concurrency: int | None = None,
         start: Start = "earliest",
         expired: Expired = "dead_letter",
+        batch: None = None,
     ) -> HandlerDecorator[T]: ...
+    @overload
+    def subscribe(
+        self,
+        topic: Topic[T],
+        *,
+        group: str | None = None,
+        retry: RetryPolicy | None = None,
+        timeout: float | None = None,
+        concurrency: int | None = None,
+        start: Start = "earliest",
+        expired: Expired = "dead_letter",
+        batch: int,
+    ) -> BatchHandlerDecorator[T]: ...
     def subscribe(
         self,
         topic: str | Topic[Any],
@@ -193,6 +208,7 @@ class PubSub:
         concurrency: int | None = None,
         start: Start = "earliest",
         expired: Expired = "dead_letter",
+        batch: int | None = None,
     ) -> Any:
         """Return a decorator that makes a function the handler of `topic` for `group`, and leaves it unchanged.
 
@@ -201,10 +217,16 @@ class PubSub:
         defaults to `ExponentialBackoff()`. `timeout` is in seconds (`PUBSUB_TIMEOUT`). `concurrency` is how many of
         this subscription may run at once in a process. `start` counts when the group is first made. `expired` is what
         becomes of messages past their `expires`: a "dead_letter", or "drop".
+        With `batch` the function is given a list of so many payloads (or messages) at most: of those that are there, it
+        does not wait for more. What it raises fails all of them, `BatchFailure` some; `timeout` and `concurrency` are
+        about calls then.
         Raises SubscriptionError for a signature that cannot work, or a second handler on the same topic and group.
         """
         declared = topic if isinstance(topic, Topic) else self.topic(topic)
         _check_options(group, timeout, concurrency, start)
+        is_size = isinstance(batch, int) and not isinstance(batch, bool) and 1 <= batch <= MOST_IN_BATCH
+        if batch is not None and not is_size:
+            raise SubscriptionError(f"batch={batch!r}: how many messages in a list at most, from 1 to {MOST_IN_BATCH}")
         if expired not in _EXPIRED:
             raise SubscriptionError(
                 f"expired={expired!r}.{did_you_mean(str(expired), _EXPIRED)} It is 'dead_letter' or 'drop'"
@@ -212,7 +234,9 @@ class PubSub:
 
         def decorate(function: F) -> F:
             names = sys._getframe(1).f_locals  # noqa: SLF001  # annotations may name what is local there
-            handler = inspect_handler(function, declared.schema, names, codec=declared.codec)
+            handler = inspect_handler(
+                function, declared.schema, names, codec=declared.codec, takes_batch=batch is not None
+            )
             self._add(
                 Subscription(
                     declared.name,
@@ -224,6 +248,7 @@ class PubSub:
                     start,
                     drops_expired=expired == "drop",
                     versions=declared.versions,
+                    batch=batch,
                 )
             )
             return function

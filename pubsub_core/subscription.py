@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 Expired = Literal["dead_letter", "drop"]
 
 
+MOST_IN_BATCH = 500
+
+
 class Takes(Enum):
-    """What a handler is called with."""
+    """What a handler is called with; one that takes a batch, with a list of these."""
 
     MESSAGE = "message"
     PAYLOAD = "payload"
@@ -47,7 +50,8 @@ class Subscription:
     """One handler on one topic as one group. `group` is None until the default group is known.
 
     If it `drops_expired`, messages past their `expires_at` are acknowledged unseen; else they become dead letters.
-    `versions` are those of the topic's schema; None: it has one, and always had.
+    `versions` are those of the topic's schema; None: it has one, and always had. `batch` is how many messages the
+    handler takes at once, in a list; None: one, as it is.
     """
 
     topic: str
@@ -59,6 +63,7 @@ class Subscription:
     start: Start
     drops_expired: bool = False
     versions: Versions | None = None
+    batch: int | None = None
 
     @property
     def key(self) -> SubscriptionKey:
@@ -107,8 +112,9 @@ def inspect_handler(
     *,
     codec: "UntypedJson | TypedJson[Any] | None" = None,
     may_take_nothing: bool = False,
+    takes_batch: bool = False,
 ) -> Handler:
-    """Read off how to call `function`: with the message, the payload or (cron handlers) nothing.
+    """Read off how to call `function`: with the message, the payload or (cron handlers) nothing; or a list of these.
 
     `schema` is the topic's payload type, or None, and `codec` the one for it, if there is one already. `names` are the
     local names at the decoration, for annotations that are text. Raises SubscriptionError, naming file and line, for a
@@ -129,7 +135,7 @@ def inspect_handler(
     if parameter is None:
         takes, wanted = Takes.NOTHING, None
     else:
-        takes, wanted = _wanted(function, parameter, schema, names, place)
+        takes, wanted = _wanted(function, parameter, schema, names, place, takes_batch=takes_batch)
     try:
         own = codec if codec is not None and wanted == schema else codec_for(wanted)
     except ConfigurationError as error:
@@ -161,7 +167,13 @@ def _only_parameter(
 
 
 def _wanted(
-    function: Callable[..., Any], parameter: inspect.Parameter, schema: Any, names: Mapping[str, Any], place: str
+    function: Callable[..., Any],
+    parameter: inspect.Parameter,
+    schema: Any,
+    names: Mapping[str, Any],
+    place: str,
+    *,
+    takes_batch: bool,
 ) -> tuple[Takes, Any]:
     if parameter.annotation is parameter.empty:
         return Takes.MESSAGE, schema
@@ -174,6 +186,19 @@ def _wanted(
             f"the annotation {parameter.annotation!r} of handler {_handler_name(function)} ({place}) "
             f"cannot be resolved: {error}. Import the name, or define it before the handler"
         ) from None
+    if takes_batch:
+        if annotation is list:
+            return Takes.PAYLOAD, schema
+        if get_origin(annotation) not in (list, Sequence) or len(get_args(annotation)) != 1:
+            from pubsub_core.codec import type_name  # pydantic, as above
+
+            raise SubscriptionError(
+                f"handler {_handler_name(function)} ({place}) takes {type_name(annotation)}, but with batch= it gets "
+                "a list: annotate it as one, such as list[Order] or list[Message[Order]]"
+            )
+        (annotation,) = get_args(annotation)
+        if annotation is Any:
+            return Takes.PAYLOAD, schema
     if isinstance(annotation, type) and issubclass(annotation, Message):
         return Takes.MESSAGE, schema
     if get_origin(annotation) is Message:

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
 
 from pubsub_core.broker import Durability, Start, TopicOptions
-from pubsub_core.decorators import HandlerDecorator
+from pubsub_core.decorators import BatchHandlerDecorator, HandlerDecorator
 from pubsub_core.retry import RetryPolicy
 from pubsub_core.schedule import Missed
 from pubsub_core.subscription import Expired, where
@@ -55,6 +55,7 @@ class Owner(Protocol):
     def cancel(self, topic: "str | Topic[Any]", id: str) -> bool:
         """See `PubSub.cancel`."""
 
+    @overload
     def subscribe(
         self,
         topic: "Topic[T]",
@@ -65,8 +66,21 @@ class Owner(Protocol):
         concurrency: int | None = None,
         start: Start = "earliest",
         expired: Expired = "dead_letter",
-    ) -> HandlerDecorator[T]:
-        """See `PubSub.subscribe`."""
+        batch: None = None,
+    ) -> HandlerDecorator[T]: ...
+    @overload
+    def subscribe(
+        self,
+        topic: "Topic[T]",
+        *,
+        group: str | None = None,
+        retry: RetryPolicy | None = None,
+        timeout: float | None = None,
+        concurrency: int | None = None,
+        start: Start = "earliest",
+        expired: Expired = "dead_letter",
+        batch: int,
+    ) -> BatchHandlerDecorator[T]: ...
 
 
 class Topic(Generic[T]):
@@ -146,6 +160,7 @@ class Topic(Generic[T]):
         """Have `payload` published at each tick. See `PubSub.schedule`."""
         self._pubsub.schedule(self, when, payload, tz=tz, missed=missed, name=name)
 
+    @overload
     def subscribe(
         self,
         *,
@@ -155,17 +170,23 @@ class Topic(Generic[T]):
         concurrency: int | None = None,
         start: Start = "earliest",
         expired: Expired = "dead_letter",
-    ) -> HandlerDecorator[T]:
+        batch: None = None,
+    ) -> HandlerDecorator[T]: ...
+    @overload
+    def subscribe(
+        self,
+        *,
+        group: str | None = None,
+        retry: RetryPolicy | None = None,
+        timeout: float | None = None,
+        concurrency: int | None = None,
+        start: Start = "earliest",
+        expired: Expired = "dead_letter",
+        batch: int,
+    ) -> BatchHandlerDecorator[T]: ...
+    def subscribe(self, **options: Any) -> Any:
         """Return a decorator that makes a function this topic's handler for a group. See `PubSub.subscribe`."""
-        return self._pubsub.subscribe(
-            self,
-            group=group,
-            retry=retry,
-            timeout=timeout,
-            concurrency=concurrency,
-            start=start,
-            expired=expired,
-        )
+        return self._pubsub.subscribe(self, **options)
 
     def upcast(self, *, from_version: int) -> Callable[[U], U]:
         """Return a decorator for a function that brings a payload of `from_version` to the next version.

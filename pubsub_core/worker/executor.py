@@ -6,9 +6,10 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from types import MappingProxyType
-from typing import Any, assert_never
+from typing import Any, TypeVar, assert_never
 
 from pubsub_core.broker import Consumer
 from pubsub_core.context import CORRELATION_ID, CURRENT_MESSAGE, OnlyCorrelation
@@ -34,11 +35,14 @@ from pubsub_core.metrics import Observed
 from pubsub_core.middleware import HandleMiddleware, HandleNext, chain
 from pubsub_core.outcome import ACKED, Acked, DeadLettered, Dropped, Outcome, Released, Retried
 from pubsub_core.subscription import Subscription, Takes
+from pubsub_core.worker.batches import Batch
 from pubsub_core.worker.event_loop import EventLoop
 from pubsub_core.worker.settler import Settler
 from pubsub_core.worker.timeouts import Run, Timeouts
 
 log = logging.getLogger("pubsub")
+
+T = TypeVar("T")
 
 _DETAIL_LENGTH = 1_000
 _TRACEBACK_LENGTH = 8_000
@@ -70,36 +74,83 @@ class Executor:
         self._settler = settler
         self._plans = {one.key: _plan(one, middleware, loop) for one in subscriptions}
 
-    def execute(self, delivery: Delivery[bytes]) -> bool:
-        """Handle one delivery, and settle it. Never raises for what a handler or the broker does.
+    def execute(self, deliveries: Sequence[Delivery[bytes]]) -> bool:
+        """Handle what one call of a handler takes, and settle it. Never raises for what a handler or the broker does.
 
-        Returns False if the delivery was given up meanwhile, and the calling thread with it: it has been replaced.
+        Returns False if it was given up meanwhile, and the calling thread with it: it has been replaced.
         """
-        plan, message = self._plans.get(delivery.subscription), delivery.message
-        if (
-            plan is None
-            or delivery.crashes >= self._max_crashes
-            or (message.expires_at is not None and self._broker_time() >= message.expires_at.timestamp())
-        ):
-            refused = self._refused(delivery, plan.subscription if plan else None)
-            if self._observe is not None:
-                self._observe((delivery, refused, monotonic(), None))
-            self._settle([delivery], refused)
+        delivery = deliveries[0]
+        plan = self._plans.get(delivery.subscription)
+        if plan is not None and plan.takes_batch:
+            return self._execute_batch([one for one in deliveries if not self._refuse(one, plan)], plan)
+        if self._refuse(delivery, plan):
             return True
+        assert plan is not None  # noqa: S101  # what nobody subscribes is refused
         started = monotonic()
-        run = self._timeouts.run_of(delivery, plan.subscription, started + plan.timeout)
+        run = self._timeouts.run_of(deliveries, plan.subscription, started + plan.timeout)
         before = CURRENT_MESSAGE.get()
-        outcome = self._run(run, plan)
+        outcome, error = self._run(run, _attempt, delivery, plan)
         CURRENT_MESSAGE.set(before)
         if run.is_given_up:
-            log.warning("a handler that was given up has ended after all: %s", _of(delivery), extra=_fields(delivery))
+            _log_late_end(delivery)
             return False
+        if outcome is None:
+            assert error is not None  # noqa: S101  # there is no third way to get here
+            outcome = _failed(delivery.message, plan.subscription, error)
         seconds = monotonic() - started
         if self._observe is not None:
             self._observe((delivery, outcome, started, seconds))
         if log.isEnabledFor(logging.INFO):
-            _log_settled(message, plan.subscription, outcome, seconds)
-        self._settle([delivery], outcome)
+            _log_settled(delivery.message, plan.subscription, outcome, seconds)
+        self._settle(deliveries, outcome)
+        return True
+
+    def _execute_batch(self, deliveries: Sequence[Delivery[bytes]], plan: "_Plan") -> bool:
+        """Handle several in one call, and settle each as if it had been alone."""
+        if not deliveries:
+            return True
+        started = monotonic()
+        run = self._timeouts.run_of(deliveries, plan.subscription, started + plan.timeout)
+        before = CURRENT_MESSAGE.get()
+        CURRENT_MESSAGE.set(None)  # it is none of them
+        batch = Batch(
+            deliveries,
+            lambda one: _decoded(one.message, plan),
+            lambda messages: plan.call(_of_many(messages), deliveries[0]),
+        )
+        is_done, error = self._run(run, batch.attempt)
+        CURRENT_MESSAGE.set(before)
+        if run.is_given_up:
+            _log_late_end(deliveries[0])
+            return False
+        outcomes = _outcomes_of(batch, None if is_done else error, plan.subscription)
+        seconds = monotonic() - started
+        if self._observe is not None:
+            for one, outcome in outcomes:
+                self._observe((one, outcome, started, seconds))
+        if log.isEnabledFor(logging.INFO):
+            for one, outcome in outcomes:
+                _log_settled(one.message, plan.subscription, outcome, seconds)
+        if done := [one for one, outcome in outcomes if outcome is ACKED]:
+            self._settle(done, ACKED)
+        for one, outcome in outcomes:
+            if outcome is not ACKED:
+                self._settle([one], outcome)
+        return True
+
+    def _refuse(self, delivery: Delivery[bytes], plan: "_Plan | None") -> bool:
+        """Settle a delivery that is not even to be started; tell whether it is not."""
+        expires_at = delivery.message.expires_at
+        if (
+            plan is not None
+            and delivery.crashes < self._max_crashes
+            and (expires_at is None or self._broker_time() < expires_at.timestamp())
+        ):
+            return False
+        refused = self._refused(delivery, plan.subscription if plan else None)
+        if self._observe is not None:
+            self._observe((delivery, refused, monotonic(), None))
+        self._settle([delivery], refused)
         return True
 
     def _refused(self, delivery: Delivery[bytes], subscription: Subscription | None) -> Outcome:
@@ -121,52 +172,52 @@ class Executor:
         log.error("dead-lettered (%s: %s): %s", reason.kind, reason.detail, _of(delivery), extra=_fields(delivery))
         return DeadLettered(reason)
 
-    def _run(self, run: Run, plan: "_Plan") -> Outcome:
-        """Handle the delivery, for as long as its timeout allows.
+    def _run(self, run: Run, attempt: Callable[..., T], *arguments: Any) -> tuple[T | None, BaseException | None]:
+        """Handle what a run is about, for as long as its timeout allows; return what comes of it, or what it raised.
 
-        A HandlerTimeout may arrive at any point between `begin` and `end`, also when the handler is done already.
+        A HandlerTimeout may arrive at any point between `begin` and `end`, also when the handler is done already. If
+        the run was given up meanwhile nobody needs either.
         """
-        outcome: Outcome | None = None
+        result: T | None = None
         error: BaseException | None = None
         try:
             try:
                 self._timeouts.begin(run)
-                outcome = _attempt(run.delivery, plan)
+                result = attempt(*arguments)
             except BaseException as raised:  # noqa: BLE001  # sys.exit() in a handler is a failed handler, too
                 error = raised
             self._timeouts.end(run)
         except HandlerTimeout as late:
             self._timeouts.end(run)
-            if outcome is None and error is None:
+            if result is None and error is None:
                 error = late
         else:
             if run.is_interrupted:
-                outcome, error = None, _timed_out(run, error)  # it was thrown into the handler, whatever came of it
-        if outcome is not None or run.is_given_up:
-            return outcome or Released()
-        assert error is not None  # noqa: S101  # there is no third way to get here
-        return _failed(run.delivery.message, run.subscription, error)
+                result, error = None, _timed_out(run, error)  # it was thrown into the handler, whatever came of it
+        return result, error
 
     def give_up(self, run: Run) -> None:
         """Settle a run that will not stop, as one that failed with HandlerTimeout. Returns at once."""
         frame = sys._current_frames().get(run.thread)  # noqa: SLF001  # the public way to see where it stands
         error = _timed_out(run, None)
         error.add_note("It would not be interrupted. It stands here:\n" + "".join(traceback.format_stack(frame)[-20:]))
-        outcome = _failed(run.delivery.message, run.subscription, error)
-        if self._observe is not None:
-            seconds = run.subscription.timeout or 0.0
-            self._observe((run.delivery, outcome, monotonic() - seconds, seconds))
-        self._settler.do(lambda: self._settle([run.delivery], outcome))
+        seconds = run.subscription.timeout or 0.0
+        for delivery in run.deliveries:
+            outcome = _failed(delivery.message, run.subscription, error)
+            if self._observe is not None:
+                self._observe((delivery, outcome, monotonic() - seconds, seconds))
+            self._settler.do(partial(self._settle, [delivery], outcome))
 
     def _settle(self, deliveries: Sequence[Delivery[bytes]], outcome: Outcome) -> None:
-        """Carry out what was decided, of one delivery or, if they are released, of several. The only place that does.
+        """Carry out what was decided, of one delivery or, if they are done or released, of several. The only place that
+        does.
 
         If the broker cannot be reached the settler tries again, so that this thread is free for other messages.
         """
         try:
             match outcome:
                 case Acked() | Dropped():
-                    self._settler.ack(deliveries[0])
+                    self._settler.ack(deliveries)
                 case Retried(delay):
                     self._consumer.nack(deliveries[0], delay)
                 case DeadLettered(reason):
@@ -193,7 +244,8 @@ class Executor:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What is known of a subscription before any message comes. `call` gets the decoded message, and the delivery.
+    """What is known of a subscription before any message comes. `call` gets the decoded message, and the delivery; one
+    that `takes_batch` gets the message that stands for all of them.
 
     `decode` is for what is of the topic's current version; a message without headers is, unless it `has_versions`.
     """
@@ -203,6 +255,7 @@ class _Plan:
     has_versions: bool
     decode: Callable[[bytes], Any]
     call: Callable[[Message[Any], Delivery[bytes]], None]
+    takes_batch: bool
 
 
 def _plan(subscription: Subscription, middleware: Sequence[HandleMiddleware], loop: EventLoop | None) -> _Plan:
@@ -210,25 +263,36 @@ def _plan(subscription: Subscription, middleware: Sequence[HandleMiddleware], lo
     last = _caller(subscription, loop)
     call = _through(chain(middleware, _innermost(last))) if middleware else last
     has_versions = subscription.versions is not None and subscription.versions.current > 1
-    return _Plan(subscription, subscription.timeout, has_versions, subscription.handler.codec.decode, call)
+    decode, takes_batch = subscription.handler.codec.decode, subscription.batch is not None
+    return _Plan(subscription, subscription.timeout, has_versions, decode, call, takes_batch)
 
 
 def _attempt(delivery: Delivery[bytes], plan: _Plan) -> Outcome:
     """Decode, and call the handler through its middleware. Raises what they raise."""
-    raw = delivery.message
     try:
-        is_other = raw.headers or plan.has_versions
-        decoded = _with_payload(raw, plan.subscription.decode(raw) if is_other else plan.decode(raw.payload))
+        decoded = _decoded(delivery.message, plan)
     except CodecError as error:
-        return DeadLettered(_reason("undecodable" if isinstance(error, Undecodable) else "invalid payload", error))
+        return _unreadable(error)
     CURRENT_MESSAGE.set(decoded)
     try:
         plan.call(decoded, delivery)
-    except Retry as request:
-        return Retried(request.delay)
-    except Reject as request:
-        return DeadLettered(_reason("rejected", request))
+    except (Retry, Reject) as request:
+        return _as_asked(request)
     return ACKED
+
+
+def _decoded(raw: Message[bytes], plan: _Plan) -> Message[Any]:
+    """Return the message as its handler gets it. Raises CodecError."""
+    is_other = raw.headers or plan.has_versions
+    return _with_payload(raw, plan.subscription.decode(raw) if is_other else plan.decode(raw.payload))
+
+
+def _unreadable(error: CodecError) -> DeadLettered:
+    return DeadLettered(_reason("undecodable" if isinstance(error, Undecodable) else "invalid payload", error))
+
+
+def _as_asked(request: Retry | Reject) -> Outcome:
+    return Retried(request.delay) if isinstance(request, Retry) else DeadLettered(_reason("rejected", request))
 
 
 def _timed_out(run: Run, error: BaseException | None) -> HandlerTimeout:
@@ -253,6 +317,12 @@ def _caller(
         assert loop is not None  # noqa: S101  # the worker makes one if any handler is async
         function = loop.wrap(function)
 
+    def with_messages(message: Message[Any], _: object) -> None:
+        function(message.payload)
+
+    def with_payloads(message: Message[Any], _: object) -> None:
+        function([one.payload for one in message.payload])
+
     def with_message(message: Message[Any], _: object) -> None:
         function(message)
 
@@ -262,6 +332,8 @@ def _caller(
     def with_nothing(_: object, __: object) -> None:
         function()
 
+    if subscription.batch is not None:
+        return with_messages if handler.takes is Takes.MESSAGE else with_payloads
     return {Takes.MESSAGE: with_message, Takes.PAYLOAD: with_payload, Takes.NOTHING: with_nothing}[handler.takes]
 
 
@@ -289,7 +361,31 @@ def _with_payload(raw: Message[bytes], payload: Any) -> Message[Any]:
     return message_of({**vars(raw), "payload": payload, "headers": headers})
 
 
-def _failed(message: Message[bytes], subscription: Subscription, error: BaseException) -> Outcome:
+def _of_many(messages: list[Message[Any]]) -> Message[list[Message[Any]]]:
+    """Return the message that stands for a batch, before middleware: the first, with all of them as its payload."""
+    return message_of({**vars(messages[0]), "payload": messages})
+
+
+def _outcomes_of(
+    batch: Batch, error: BaseException | None, subscription: Subscription
+) -> list[tuple[Delivery[bytes], Outcome]]:
+    """Return what becomes of each delivery of a batch whose handler raised this."""
+    outcomes: list[tuple[Delivery[bytes], Outcome]] = [(one, _unreadable(why)) for one, why in batch.unreadable()]
+    told: BaseException | None = None
+    for one, own in batch.readable(error):
+        if own is None:
+            outcomes.append((one, ACKED))
+        elif isinstance(own, Retry | Reject):
+            outcomes.append((one, _as_asked(own)))
+        else:
+            outcomes.append((one, _failed(one.message, subscription, own, with_trace=own is not told)))
+            told = own
+    return outcomes
+
+
+def _failed(
+    message: Message[bytes], subscription: Subscription, error: BaseException, *, with_trace: bool = True
+) -> Outcome:
     """Log the failure, once, and ask the policy what becomes of the message."""
     log.error(
         "%s %s failed in %s (attempt %d): %s",
@@ -298,7 +394,7 @@ def _failed(message: Message[bytes], subscription: Subscription, error: BaseExce
         subscription.handler.name,
         message.attempt,
         type(error).__name__,
-        exc_info=error,
+        exc_info=error if with_trace else None,
         extra=_fields(message),
     )
     if not isinstance(error, Exception):
@@ -312,6 +408,10 @@ def _failed(message: Message[bytes], subscription: Subscription, error: BaseExce
         log.exception("the retry policy of %s failed: %s", subscription.handler.name, type(broken).__name__)
         return Retried(_POLICY_BROKEN_DELAY)
     return DeadLettered(_reason("retries exhausted", error)) if delay is None else Retried(delay)
+
+
+def _log_late_end(delivery: Delivery[bytes]) -> None:
+    log.warning("a handler that was given up has ended after all: %s", _of(delivery), extra=_fields(delivery))
 
 
 def _reason(kind: DeadLetterKind, error: BaseException) -> DeadLetterReason:

@@ -4,6 +4,7 @@ Leaders and followers: of the handler threads that have nothing to do, one reads
 another reads on. So a delivery is handled by the thread that read it, without a hand-over, or by the next free one.
 """
 
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,8 @@ from pubsub_core.message import Delivery, SubscriptionKey
 from pubsub_core.subscription import Subscription
 
 Credit = Mapping[SubscriptionKey, int]
-Read = Callable[[Credit], Sequence[Delivery[bytes]]]
+Deliveries = Sequence[Delivery[bytes]]
+Read = Callable[[Credit], Deliveries]
 
 _AHEAD = 0.02  # seconds of all threads' work to have in hand: enough to hide a round trip, too little to hoard
 _MOST = 500  # of one subscription in hand, however fast its handler
@@ -24,17 +26,25 @@ _STALLED = 1.0  # seconds in which a subscription with something waiting started
 
 @dataclass(slots=True)
 class _Line:
-    """One subscription's deliveries in hand."""
+    """One subscription's deliveries in hand. `batch` is how many of them go to one call of its handler."""
 
     concurrency: int | None
+    batch: int = 1
     waiting: deque[Delivery[bytes]] = field(default_factory=deque)
     running: int = 0
-    pace: float | None = None  # seconds a handler takes, lately
+    calls: int = 0  # of the handler, at work
+    is_up: bool = False  # it is among the turns
+    pace: float | None = None  # seconds a handler takes for one, lately
     moved_at: float = 0.0  # when the first that waits came to be the first
 
     @property
     def in_hand(self) -> int:
         return len(self.waiting) + self.running
+
+    @property
+    def most(self) -> float:
+        """How many it may have in hand."""
+        return math.inf if self.concurrency is None else self.concurrency * self.batch
 
 
 class Handover:
@@ -43,24 +53,26 @@ class Handover:
     def __init__(
         self, subscriptions: Sequence[Subscription], threads: int, read: Read, wake: Callable[[], None]
     ) -> None:
-        self._lines = {one.key: _Line(one.concurrency) for one in subscriptions}
+        self._lines = {one.key: _Line(one.concurrency, one.batch or 1) for one in subscriptions}
         self._unasked = _Line(None)  # of subscriptions that nobody asked for, if a backend brings such
+        self._all = [*self._lines.values(), self._unasked]
         self._threads = threads
         self._read = read
         self._wake = wake
         self._lock = threading.Lock()  # taken as it is, twice per message: a Condition takes it three times as slowly
         self._changed = threading.Condition(self._lock)
-        self._turns: deque[_Line] = deque()  # the lines with something waiting, the next one first
+        self._turns: deque[_Line] = deque()  # the lines with something that may start, the next one first
         self._running: dict[int, Delivery[bytes]] = {}
         self._idle = 0
         self._waiting = 0
         self._is_led = False
         self._is_stopped = False
 
-    def next(self, done: Delivery[bytes] | None = None, seconds: float = 0.0) -> Delivery[bytes] | None:
-        """Return a delivery to handle, reading if nobody does and nothing waits. Blocks; None when all is over.
+    def next(self, done: Deliveries = (), seconds: float = 0.0) -> Deliveries:
+        """Return what to handle in one call, reading if nobody does and nothing waits. Blocks; empty when all is over.
 
-        Whoever gets one brings it back by the next call, with the seconds that it took, or by `finished`.
+        That is one delivery, or several of a subscription that takes batches. Whoever gets them brings them back by the
+        next call, with the seconds that the call took, or by `finished`.
         """
         may_wake = False
         while True:
@@ -68,14 +80,14 @@ class Handover:
                 self._wake()  # who reads did not ask for this subscription: it may now
                 may_wake = False
             with self._lock:
-                if done is not None:
+                if done:
                     may_wake = self._note_finished(done, seconds)
-                    done = None
+                    done = ()
                     if may_wake:
                         continue
                 while True:
                     if self._is_stopped:
-                        return None
+                        return ()
                     if self._turns:
                         return self._pop()
                     if not self._is_led:
@@ -88,7 +100,7 @@ class Handover:
             self._lead(credit)
 
     def _lead(self, credit: Credit) -> None:
-        deliveries: Sequence[Delivery[bytes]] = ()
+        deliveries: Deliveries = ()
         try:
             deliveries = self._read(credit)
         finally:
@@ -97,42 +109,72 @@ class Handover:
                 for delivery in deliveries:
                     line = self._lines.get(delivery.subscription, self._unasked)
                     if not line.waiting:
-                        self._turns.append(line)
                         line.moved_at = monotonic()
                     line.waiting.append(delivery)
+                    if not line.is_up:
+                        self._line_up(line)
                 self._waiting += len(deliveries)
                 if self._idle:
                     self._changed.notify()
 
-    def _pop(self) -> Delivery[bytes]:
-        """Take the next delivery, subscription by subscription in turn, and wake one more thread if there is more."""
-        line = self._turns.popleft()
-        delivery = line.waiting.popleft()
-        if line.waiting:
+    def _line_up(self, line: _Line) -> None:
+        """Have a line take its turn, unless as many calls of its handler are at work as may be."""
+        if line.concurrency is None or line.calls < line.concurrency:
+            line.is_up = True
             self._turns.append(line)
-            line.moved_at = monotonic()
-        line.running += 1
-        self._waiting -= 1
+
+    def _pop(self) -> Deliveries:
+        """Take what is next, subscription by subscription in turn, and wake one more thread if there is more."""
+        line = self._turns.popleft()
+        line.is_up = False
+        line.calls += 1
+        delivery = line.waiting.popleft()
         self._running[id(delivery)] = delivery
+        taken = [delivery]
+        if line.batch > 1:
+            self._fill(taken, line)
+        if line.waiting:
+            line.moved_at = monotonic()
+            self._line_up(line)
+        line.running += len(taken)
+        self._waiting -= len(taken)
         if self._idle and (self._turns or not self._is_led):
             self._changed.notify()
-        return delivery
+        return taken
 
-    def finished(self, delivery: Delivery[bytes], seconds: float) -> None:
+    def _fill(self, taken: list[Delivery[bytes]], line: _Line) -> None:
+        """Take more for the same call. What crashed somebody is handled alone: the others are not to die with it."""
+        waiting = line.waiting
+        while waiting and len(taken) < line.batch and not (taken[0].crashes or waiting[0].crashes):
+            delivery = waiting.popleft()
+            self._running[id(delivery)] = delivery
+            taken.append(delivery)
+
+    def finished(self, deliveries: Deliveries, seconds: float) -> None:
         """Note that a handler is done with what `next` returned."""
         with self._lock:
-            may_wake = self._note_finished(delivery, seconds)
+            may_wake = self._note_finished(deliveries, seconds)
         if may_wake:
             self._wake()
 
-    def _note_finished(self, delivery: Delivery[bytes], seconds: float) -> bool:
+    def _note_finished(self, deliveries: Deliveries, seconds: float) -> bool:
         """Note it, and tell whether to wake who reads: it did not ask for this subscription, and now it may."""
-        line = self._lines.get(delivery.subscription, self._unasked)
-        self._running.pop(id(delivery), None)
-        line.running -= 1
+        line = self._lines.get(deliveries[0].subscription, self._unasked)
+        for delivery in deliveries:
+            self._running.pop(id(delivery), None)
+        count = len(deliveries)
+        line.running -= count
+        line.calls -= 1
+        seconds /= count
         pace = line.pace
         line.pace = seconds if pace is None else pace + _WEIGHT * (seconds - pace)
-        return line.concurrency is not None and line.in_hand == line.concurrency - 1 and self._is_led
+        if line.concurrency is None:
+            return False
+        if line.waiting and not line.is_up:
+            self._line_up(line)
+            if self._idle:
+                self._changed.notify()
+        return line.in_hand < line.most <= line.in_hand + count and self._is_led
 
     def _credit(self) -> Credit:
         """Return how many of each subscription to ask for: what the threads will soon start, and no more."""
@@ -141,8 +183,8 @@ class Handover:
         return {key: self._credit_of(line, share) for key, line in self._lines.items()}
 
     def _credit_of(self, line: _Line, share: int) -> int:
-        credit = max(share, self._ahead(line) - line.in_hand)
-        return credit if line.concurrency is None else min(credit, line.concurrency - line.in_hand)
+        credit = max(min(_MOST, share * line.batch), self._ahead(line) - line.in_hand)
+        return credit if line.concurrency is None else min(credit, int(line.most) - line.in_hand)
 
     def _ahead(self, line: _Line) -> int:
         return 0 if line.pace is None else min(_MOST, int(self._threads * _AHEAD / max(line.pace, 1e-6)))
@@ -152,13 +194,16 @@ class Handover:
         surplus: list[Delivery[bytes]] = []
         now = monotonic()
         with self._lock:
-            for line in self._turns:
+            for line in self._all:
+                if not line.waiting:
+                    continue
                 stalled = now - line.moved_at
                 if stalled > _STALLED:
-                    line.pace = max(line.pace or 0.0, stalled)
-                keep = 0 if stalled > _STALLED else max(self._threads, 2 * self._ahead(line))
+                    line.pace = max(line.pace or 0.0, stalled / line.batch)
+                keep = 0 if stalled > _STALLED else max(self._threads * line.batch, 2 * self._ahead(line))
                 surplus += (line.waiting.pop() for _ in range(len(line.waiting) - keep))
-            self._turns = deque(line for line in self._turns if line.waiting)
+                line.is_up = line.is_up and bool(line.waiting)
+            self._turns = deque(line for line in self._turns if line.is_up)
             self._waiting -= len(surplus)
         return surplus
 
@@ -177,9 +222,10 @@ class Handover:
         """End all `next`, and return the deliveries that nobody started. Idempotent; a late read adds more."""
         with self._lock:
             self._is_stopped = True
-            left = [delivery for line in self._turns for delivery in line.waiting]
-            for line in self._turns:
+            left = [delivery for line in self._all for delivery in line.waiting]
+            for line in self._all:
                 line.waiting.clear()
+                line.is_up = False
             self._turns.clear()
             self._waiting = 0
             self._changed.notify_all()

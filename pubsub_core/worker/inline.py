@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pubsub_core.broker import Consumer
 from pubsub_core.clock import MovableClock
 from pubsub_core.errors import BrokerError, InvalidPayload, NeverIdle, PubSubError, Undecodable, WorkerError
-from pubsub_core.message import Delivery
+from pubsub_core.message import Delivery, SubscriptionKey
 from pubsub_core.middleware import HandleNext
 from pubsub_core.outcome import Acked, DeadLettered, Dropped, Outcome, Released, Retried
 from pubsub_core.pubsub import PubSub
@@ -43,7 +43,8 @@ class InlineWorker:
     """Handles the subscriptions of a `PubSub`, and fires its schedules, on whatever thread calls it; one at a time.
 
     It has one consumer, which joins its groups at `join`, and takes one delivery of each subscription per round, in the
-    order in which they were declared. Handlers run in a fresh context (`contextvars`), as on a thread of a `Worker`.
+    order in which they were declared; of one that takes batches, what a call is given. Handlers run in a fresh context
+    (`contextvars`), as on a thread of a `Worker`.
     """
 
     def __init__(self, pubsub: PubSub, *, fires_schedules: bool = True) -> None:
@@ -51,7 +52,8 @@ class InlineWorker:
         self._fires_schedules = fires_schedules
         self._declared = -1
         self._subscriptions: Sequence[Subscription] = ()
-        self._order: dict[Any, int] = {}
+        self._order: dict[SubscriptionKey, int] = {}
+        self._batches: dict[SubscriptionKey, int] = {}  # how many a call of the handler is given
         self._consumer: Consumer | None = None
         self._scheduler: Scheduler | None = None
         self._loop: EventLoop | None = None
@@ -80,6 +82,7 @@ class InlineWorker:
             replace(one, retry=_Observed(one.retry, self._seen)) for one in self._pubsub.subscriptions()
         ]
         self._order = {one.key: number for number, one in enumerate(self._subscriptions)}
+        self._batches = {one.key: one.batch or 1 for one in self._subscriptions}
         if self._subscriptions:
             consumer = runtime.broker.consumer([one.membership for one in self._subscriptions], consumer_name())
             consumer.receive({}, 0.0)
@@ -145,21 +148,31 @@ class InlineWorker:
                 while self._waiting:
                     if handled.total() >= limit:
                         raise _never_idle(limit, handled)
-                    delivery = self._waiting.pop(0)
-                    handled[self._described(delivery)] += 1
-                    self._handle(executor, delivery, errors)
+                    deliveries = self._next()
+                    handled[self._described(deliveries[0])] += len(deliveries)
+                    self._handle(executor, deliveries, errors)
             finally:
                 executor.release(self._waiting)
                 self._waiting = []
 
+    def _next(self) -> list[Delivery[bytes]]:
+        """Take what the next call of a handler is given."""
+        taken = [self._waiting.pop(0)]
+        key, batch = taken[0].subscription, self._batches.get(taken[0].subscription, 1)
+        while self._waiting and len(taken) < batch and not (taken[0].crashes or self._waiting[0].crashes):
+            if self._waiting[0].subscription != key:
+                break
+            taken.append(self._waiting.pop(0))
+        return taken
+
     def _receive(self) -> None:
-        """Fire what is due, and take one delivery of each subscription, if there is one."""
+        """Fire what is due, and take what one call of each handler is given, if there is anything."""
         self.join()
         assert self._scheduler is not None  # noqa: S101  # `join` made it
         self._scheduler.run_due()
         if self._consumer is not None:
             self._consumer.maintain()
-            received = self._consumer.receive(dict.fromkeys(self._order, 1), 0.0)
+            received = self._consumer.receive(self._batches, 0.0)
             self._waiting = sorted(received, key=lambda one: self._order.get(one.subscription, -1))
 
     def _executor(self) -> "_Executor":
@@ -194,10 +207,10 @@ class InlineWorker:
         del delivery, outcome
         return False
 
-    def _handle(self, executor: "_Executor", delivery: Delivery[bytes], errors: Errors) -> None:
-        seen = self._seen
+    def _handle(self, executor: "_Executor", deliveries: Sequence[Delivery[bytes]], errors: Errors) -> None:
+        seen, delivery = self._seen, deliveries[0]
         seen.error = seen.always = None
-        contextvars.Context().run(executor.execute, delivery)
+        contextvars.Context().run(executor.execute, deliveries)
         error = seen.always or (None if errors == "retry" else seen.error or _codec_error(executor.outcome))
         if error is not None:
             error.add_note(f"Raised by {self._described(delivery)}, {_settled(delivery, executor.outcome)}")
@@ -280,16 +293,18 @@ class _Executor(Executor):
     def _settle(self, deliveries: Sequence[Delivery[bytes]], outcome: Outcome) -> None:
         if not isinstance(outcome, Released) and deliveries:
             self.outcome = outcome
-            if self._intercept is not None and self._intercept(deliveries[0], outcome):
-                return
+            if self._intercept is not None:
+                deliveries = [one for one in deliveries if not self._intercept(one, outcome)]
+                if not deliveries:
+                    return
         super()._settle(deliveries, outcome)
 
 
 class _SettlesAtOnce(Settler):
     """A settler without its thread. What the broker does not take is raised to who called us."""
 
-    def ack(self, delivery: Delivery[bytes]) -> None:
-        self._consumer.ack([delivery])
+    def ack(self, deliveries: Sequence[Delivery[bytes]]) -> None:
+        self._consumer.ack(deliveries)
 
     def try_again(self, settle: Callable[[], None], error: BrokerError) -> None:
         raise error

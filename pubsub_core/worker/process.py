@@ -222,18 +222,18 @@ class Worker:
 
     def _handle(self) -> None:
         """Handle deliveries until there are no more to be had."""
-        delivery = self._handover.next()
-        while delivery is not None:
+        deliveries = self._handover.next()
+        while deliveries:
             started = monotonic()
-            if not self._executor.execute(delivery):
+            if not self._executor.execute(deliveries):
                 return
-            delivery = self._handover.next(delivery, monotonic() - started)
+            deliveries = self._handover.next(deliveries, monotonic() - started)
         self._executor.release(self._handover.stop())  # what a read brought while it was stopped
 
     def _give_up(self, run: Run) -> None:
         """Settle a run that will not stop, and put another thread in the place of its own."""
         self._executor.give_up(run)
-        self._handover.finished(run.delivery, run.subscription.timeout or 0.0)
+        self._handover.finished(run.deliveries, run.subscription.timeout or 0.0)
         if self._loop is not None and run.subscription.handler.is_async:
             self._loop.give_up(run.thread)
         for index, thread in enumerate(self._handlers):

@@ -4,7 +4,7 @@ import logging
 import random
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import monotonic
 
@@ -44,9 +44,9 @@ class Settler:
         """Start the thread."""
         self.thread.start()
 
-    def ack(self, delivery: Delivery[bytes]) -> None:
-        """Have it acknowledged soon."""
-        self._done.append(delivery)
+    def ack(self, deliveries: Sequence[Delivery[bytes]]) -> None:
+        """Have them acknowledged soon."""
+        self._done.extend(deliveries)
         if not self._has_work.is_set():
             self._has_work.set()
 

@@ -10,7 +10,7 @@ import logging
 import math
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 
@@ -32,13 +32,13 @@ Cancel = Callable[[], None]
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """One handler at work on a thread. `lock` guards the flags.
+    """One call of a handler, at work on a thread. `lock` guards the flags.
 
     A thread uses the same one again for what it handles next, as long as nothing interrupted it: from then on the flags
     only ever become true. `put_off` is for how many seconds its interruption was put off.
     """
 
-    delivery: Delivery[bytes]
+    deliveries: Sequence[Delivery[bytes]]
     subscription: Subscription
     deadline: float
     thread: int = field(default_factory=threading.get_ident)
@@ -80,14 +80,14 @@ class Timeouts:
         if self.thread.ident is not None:
             self.thread.join()
 
-    def run_of(self, delivery: Delivery[bytes], subscription: Subscription, deadline: float) -> Run:
-        """Return the run of a delivery on the calling thread, not yet begun."""
+    def run_of(self, deliveries: Sequence[Delivery[bytes]], subscription: Subscription, deadline: float) -> Run:
+        """Return the run of a call on the calling thread, not yet begun."""
         run: Run | None = getattr(self._here, "run", None)
         if run is None or run.is_interrupted:
-            self._here.run = run = Run(delivery, subscription, deadline)
+            self._here.run = run = Run(deliveries, subscription, deadline)
             self._runs.add(run)
         else:  # no lock: nobody looks at one that is finished
-            run.delivery, run.subscription, run.deadline, run.put_off = delivery, subscription, deadline, 0.0
+            run.deliveries, run.subscription, run.deadline, run.put_off = deliveries, subscription, deadline, 0.0
         return run
 
     def begin(self, run: Run) -> None:

@@ -1,6 +1,6 @@
 """A handler takes what the topic carries, as payload or as message, and stays the function that it was."""
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, assert_type
@@ -107,8 +107,43 @@ def two(order: OrderPlaced, other: int) -> None: ...
 def by_name_only(*, order: OrderPlaced) -> None: ...
 
 
-@orders.subscribe(timeout="30")  # expect: arg-type
+@orders.subscribe(timeout="30")  # expect: call-overload
 def option(order: OrderPlaced) -> None: ...
+
+
+# Batches
+
+
+@orders.subscribe(group="batch", batch=100)
+def batch(orders: list[OrderPlaced]) -> int:
+    return len(orders)
+
+
+@orders.subscribe(group="batch.messages", batch=100)
+async def batch_of_messages(messages: list[Message[OrderPlaced]]) -> None: ...
+
+
+@pubsub.subscribe(orders, group="batch.there", batch=100)
+def batch_there(orders: Sequence[OrderPlaced]) -> None: ...
+
+
+assert_type(batch(orders=[OrderPlaced(order_id=1)]), int)
+
+
+@orders.subscribe(batch=100)  # expect: call-overload
+def not_a_batch(order: OrderPlaced) -> None: ...
+
+
+@orders.subscribe(batch=100)  # expect: call-overload
+def other_batch(orders: list[OrderPaid]) -> None: ...
+
+
+@orders.subscribe()  # expect: call-overload
+def no_batch(orders: list[OrderPlaced]) -> None: ...
+
+
+@orders.subscribe(batch="100")  # expect: call-overload
+def batch_option(orders: list[OrderPlaced]) -> None: ...
 
 
 # All that can be called
