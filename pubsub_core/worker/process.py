@@ -273,7 +273,8 @@ class Worker:
         if self._stopping.is_set():
             self._executor.release(deliveries)
             return ()
-        if self._is_burst and not deliveries and self._handover.is_empty:
+        was_asked_for_all = all(count > 0 for count in credit.values())  # what is not asked for does not come
+        if self._is_burst and not deliveries and was_asked_for_all and self._handover.is_empty:
             self.stop()
         return deliveries
 
