@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import redis
 from pydantic import BaseModel
@@ -69,8 +70,8 @@ def ours(count: int, *, threads: int = 1, **options: object) -> tuple[float, flo
     def handle_order(order: Order) -> None:
         note()
 
-    def handle_many(messages) -> None:
-        note(len(messages))
+    def handle_many(payloads: list[Any]) -> None:
+        note(len(payloads))
 
     handler: Callable[..., None] = handle_many if size else handle_order if is_typed else handle
     pubsub.subscribe(DRAIN_TOPIC, group=GROUP, **options)(handler)  # type: ignore[arg-type]
@@ -98,6 +99,7 @@ WHAT: dict[str, Callable[[int], tuple[float, float]]] = {
     "untyped": ours,
     "untyped, 8 threads": lambda count: ours(count, threads=8),
     "pydantic model": lambda count: ours(count, typed=True),
+    "untyped, batches of 100": lambda count: ours(count, batch=100),
     "plain redis-py": plain,
 }
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 from pubsub_core.errors import BatchFailure, CodecError
-from pubsub_core.message import Delivery, Message
+from pubsub_core.message import Delivery
 
 
 class Batch:
@@ -13,10 +13,10 @@ class Batch:
     def __init__(
         self,
         deliveries: Sequence[Delivery[bytes]],
-        decode: Callable[[Delivery[bytes]], Message[Any]],
-        call: Callable[[list[Message[Any]]], None],
+        decode: Callable[[Delivery[bytes]], Any],
+        call: Callable[[list[Any]], None],
     ) -> None:
-        self._deliveries = deliveries
+        self.deliveries = deliveries
         self._decode = decode
         self._call = call
         self._given: list[Delivery[bytes]] = []
@@ -24,22 +24,26 @@ class Batch:
 
     def attempt(self) -> Literal[True]:
         """Decode, and call the handler, unless nothing is left for it. Raises what it raises."""
-        messages = []
-        for one in self._deliveries:
+        decoded: list[Any] = []
+        for one in self.deliveries:
             try:
-                message = self._decode(one)
+                decoded.append(self._decode(one))
             except CodecError as error:
                 self._unreadable[id(one)] = error
             else:
-                messages.append(message)
                 self._given.append(one)
-        if messages:
-            self._call(messages)
+        if decoded:
+            self._call(decoded)
         return True
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether all could be decoded, of what was tried."""
+        return not self._unreadable
 
     def unreadable(self) -> Iterator[tuple[Delivery[bytes], CodecError]]:
         """Yield what could not be decoded, and why."""
-        for one in self._deliveries:
+        for one in self.deliveries:
             if (error := self._unreadable.get(id(one))) is not None:
                 yield one, error
 
@@ -49,7 +53,7 @@ class Batch:
         if isinstance(some, dict):
             yield from ((one, some.get(index)) for index, one in enumerate(self._given))
         else:
-            yield from ((one, some) for one in self._deliveries if id(one) not in self._unreadable)
+            yield from ((one, some) for one in self.deliveries if id(one) not in self._unreadable)
 
     def _some(self, error: BaseException | None) -> dict[int, BaseException] | BaseException | None:
         if not isinstance(error, BatchFailure):

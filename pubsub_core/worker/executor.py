@@ -82,7 +82,9 @@ class Executor:
         delivery = deliveries[0]
         plan = self._plans.get(delivery.subscription)
         if plan is not None and plan.takes_batch:
-            return self._execute_batch([one for one in deliveries if not self._refuse(one, plan)], plan)
+            suspicious = any(one.crashes or one.message.expires_at is not None for one in deliveries)
+            left = [one for one in deliveries if not self._refuse(one, plan)] if suspicious else deliveries
+            return self._execute_batch(left, plan)
         if self._refuse(delivery, plan):
             return True
         assert plan is not None  # noqa: S101  # what nobody subscribes is refused
@@ -113,11 +115,14 @@ class Executor:
         run = self._timeouts.run_of(deliveries, plan.subscription, started + plan.timeout)
         before = CURRENT_MESSAGE.get()
         CURRENT_MESSAGE.set(None)  # it is none of them
-        batch = Batch(
-            deliveries,
-            lambda one: _decoded(one.message, plan),
-            lambda messages: plan.call(_of_many(messages), deliveries[0]),
-        )
+        if plan.give is not None:
+            batch = Batch(deliveries, lambda one: _payload_of(one.message, plan), plan.give)
+        else:
+            batch = Batch(
+                deliveries,
+                lambda one: _decoded(one.message, plan),
+                lambda messages: plan.call(_of_many(messages), deliveries[0]),
+            )
         is_done, error = self._run(run, batch.attempt)
         CURRENT_MESSAGE.set(before)
         if run.is_given_up:
@@ -256,6 +261,8 @@ class _Plan:
     decode: Callable[[bytes], Any]
     call: Callable[[Message[Any], Delivery[bytes]], None]
     takes_batch: bool
+    give: Callable[[list[Any]], None] | None
+    """Calls a handler of batches with their payloads, if it wants no more, and no middleware does."""
 
 
 def _plan(subscription: Subscription, middleware: Sequence[HandleMiddleware], loop: EventLoop | None) -> _Plan:
@@ -264,7 +271,10 @@ def _plan(subscription: Subscription, middleware: Sequence[HandleMiddleware], lo
     call = _through(chain(middleware, _innermost(last))) if middleware else last
     has_versions = subscription.versions is not None and subscription.versions.current > 1
     decode, takes_batch = subscription.handler.codec.decode, subscription.batch is not None
-    return _Plan(subscription, subscription.timeout, has_versions, decode, call, takes_batch)
+    give = None
+    if takes_batch and not middleware and subscription.handler.takes is Takes.PAYLOAD:
+        give = _function_of(subscription, loop)
+    return _Plan(subscription, subscription.timeout, has_versions, decode, call, takes_batch, give)
 
 
 def _attempt(delivery: Delivery[bytes], plan: _Plan) -> Outcome:
@@ -283,8 +293,11 @@ def _attempt(delivery: Delivery[bytes], plan: _Plan) -> Outcome:
 
 def _decoded(raw: Message[bytes], plan: _Plan) -> Message[Any]:
     """Return the message as its handler gets it. Raises CodecError."""
-    is_other = raw.headers or plan.has_versions
-    return _with_payload(raw, plan.subscription.decode(raw) if is_other else plan.decode(raw.payload))
+    return _with_payload(raw, _payload_of(raw, plan))
+
+
+def _payload_of(raw: Message[bytes], plan: _Plan) -> Any:
+    return plan.subscription.decode(raw) if raw.headers or plan.has_versions else plan.decode(raw.payload)
 
 
 def _unreadable(error: CodecError) -> DeadLettered:
@@ -311,11 +324,7 @@ def _caller(
     subscription: Subscription, loop: EventLoop | None
 ) -> Callable[[Message[Any], Delivery[bytes] | None], None]:
     """Return what calls the handler the way its signature wants it."""
-    handler = subscription.handler
-    function = handler.function
-    if handler.is_async:
-        assert loop is not None  # noqa: S101  # the worker makes one if any handler is async
-        function = loop.wrap(function)
+    handler, function = subscription.handler, _function_of(subscription, loop)
 
     def with_messages(message: Message[Any], _: object) -> None:
         function(message.payload)
@@ -335,6 +344,14 @@ def _caller(
     if subscription.batch is not None:
         return with_messages if handler.takes is Takes.MESSAGE else with_payloads
     return {Takes.MESSAGE: with_message, Takes.PAYLOAD: with_payload, Takes.NOTHING: with_nothing}[handler.takes]
+
+
+def _function_of(subscription: Subscription, loop: EventLoop | None) -> Callable[..., Any]:
+    """Return the handler's function; of one that is async, one that waits for it."""
+    if not subscription.handler.is_async:
+        return subscription.handler.function
+    assert loop is not None  # noqa: S101  # the worker makes one if any handler is async
+    return loop.wrap(subscription.handler.function)
 
 
 def _innermost(call: Callable[[Message[Any], None], None]) -> HandleNext:
@@ -370,6 +387,8 @@ def _outcomes_of(
     batch: Batch, error: BaseException | None, subscription: Subscription
 ) -> list[tuple[Delivery[bytes], Outcome]]:
     """Return what becomes of each delivery of a batch whose handler raised this."""
+    if error is None and batch.is_readable:
+        return [(one, ACKED) for one in batch.deliveries]
     outcomes: list[tuple[Delivery[bytes], Outcome]] = [(one, _unreadable(why)) for one, why in batch.unreadable()]
     told: BaseException | None = None
     for one, own in batch.readable(error):
