@@ -3,6 +3,8 @@
 import asyncio
 import gc
 import logging
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -436,3 +438,40 @@ def test_nobody_is_interrupted_while_he_logs(place: Place) -> None:
     assert place.notes == ["logged"]
     assert reason.error == "HandlerTimeout"
     log.error("nobody holds the lock")
+
+
+STANDING = """
+import faulthandler, gc, threading
+from pubsub_core.worker.timeouts import frame_of
+
+class Cycle:
+    def __init__(self):
+        self.me = self
+        self.local = threading.local()
+        self.local.me = self
+
+def wait():
+    end.wait()
+
+faulthandler.dump_traceback_later(20, exit=True)
+end = threading.Event()
+threads = [threading.Thread(target=wait) for _ in range(5)]
+for thread in threads:
+    thread.start()
+gc.collect()
+gc.disable()
+for _ in range(100):
+    Cycle()
+spare = [{} for _ in range(50)]  # so that the first thing to be allocated is a frame
+gc.set_threshold(1)
+del spare
+gc.enable()
+print(frame_of(threads[0].ident).f_code.co_name, gc.isenabled())
+end.set()
+"""
+
+
+def test_to_see_where_a_thread_stands_starts_no_garbage_collection():
+    """Python 3.11 hangs for good if it does, and the garbage ends a thread's locals."""
+    ended = subprocess.run([sys.executable, "-c", STANDING], capture_output=True, text=True, check=False, timeout=60)
+    assert ended.stdout.split() == ["wait", "True"], ended.stderr

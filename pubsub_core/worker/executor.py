@@ -2,7 +2,6 @@
 
 import logging
 import math
-import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,7 +37,7 @@ from pubsub_core.subscription import Subscription, Takes
 from pubsub_core.worker.batches import Batch
 from pubsub_core.worker.event_loop import EventLoop
 from pubsub_core.worker.settler import Settler
-from pubsub_core.worker.timeouts import Run, Timeouts
+from pubsub_core.worker.timeouts import Run, Timeouts, frame_of
 
 log = logging.getLogger("pubsub")
 
@@ -203,7 +202,7 @@ class Executor:
 
     def give_up(self, run: Run) -> None:
         """Settle a run that will not stop, as one that failed with HandlerTimeout. Returns at once."""
-        frame = sys._current_frames().get(run.thread)  # noqa: SLF001  # the public way to see where it stands
+        frame = frame_of(run.thread)
         error = _timed_out(run, None)
         error.add_note("It would not be interrupted. It stands here:\n" + "".join(traceback.format_stack(frame)[-20:]))
         seconds = run.subscription.timeout or 0.0

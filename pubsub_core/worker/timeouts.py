@@ -6,6 +6,7 @@ catches what it is thrown, goes on: after a grace it is given up, and whatever i
 """
 
 import ctypes
+import gc
 import logging
 import math
 import sys
@@ -13,6 +14,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
+from types import FrameType
 
 from pubsub_core.errors import HandlerTimeout
 from pubsub_core.message import Delivery
@@ -171,9 +173,28 @@ class Timeouts:
         self._give_up(run)
 
 
+def frame_of(thread: int) -> FrameType | None:
+    """Return where a thread stands, None if it has ended. Safe from any thread.
+
+    Python 3.11 makes the frames while it keeps others from starting and ending threads. If that starts a garbage
+    collection it may never come back (https://github.com/python/cpython/issues/106883): so none is started.
+    """
+    with _looking:
+        was_collecting = gc.isenabled()
+        gc.disable()
+        try:
+            return sys._current_frames().get(thread)  # noqa: SLF001  # the public way to see it
+        finally:
+            if was_collecting:
+                gc.enable()
+
+
+_looking = threading.Lock()  # one who looks must not start the collections again under another
+
+
 def _is_taking_a_lock(thread: int) -> bool:
     """Whether a thread is inside of logging, or of a lock's own Python code. Nothing else runs while we look."""
-    frame = sys._current_frames().get(thread)  # noqa: SLF001  # the public way to see where a thread stands
+    frame = frame_of(thread)
     while frame is not None:
         code = frame.f_code
         if code.co_filename == logging.__file__ or code.co_name in _LOCKING.get(code.co_filename, ()):
