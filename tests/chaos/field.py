@@ -338,8 +338,12 @@ class Field:
             process.wait(10)
             assert not self.group_of(process.pid), "a process is left over"
             self._workers.remove(process)
-        alive = [pid for process in self._workers for pid in self.group_of(process.pid)]
-        self.until(lambda: not self._names_of_others(alive), 2 * self.recovers_within, "the dead are cleared away")
+        within = 2 * self.recovers_within
+        deadline = time.monotonic() + within
+        # Who lives is asked each time: who takes the place of the killed may come while the dead are still there.
+        while dead := self._names_of_the_dead():
+            assert time.monotonic() < deadline, f"not cleared away within {within} s: {dead}\n{self.output()[-3000:]}"
+            time.sleep(0.02)
         for process in self._workers:
             assert process.poll() is None, "a supervisor ended by itself"
             process.send_signal(signal.SIGTERM)
@@ -358,8 +362,10 @@ class Field:
             pubsub.close()
         self._opened.clear()
 
-    def _names_of_others(self, pids: list[int]) -> list[str]:
-        return [name for name in self.consumers() if int(name.split("-")[-2]) not in pids]
+    def _names_of_the_dead(self) -> list[str]:
+        names = self.consumers()  # first: who joins in between lives
+        alive = [pid for process in self._workers for pid in self.group_of(process.pid)]
+        return [name for name in names if int(name.split("-")[-2]) not in alive]
 
     def group_of(self, session: int) -> list[int]:
         """The processes of a session that are alive."""
