@@ -134,8 +134,8 @@ def loading(place: Place) -> Iterator[None]:
 
 BREAKS_CONNECTIONS = (crowded, loading)
 
-# What the server says, and redis-py of it. Where it has a script in hand, or its data to load, it is slow to say so, and
-# the last attempt to connect may end before it does.
+# What the server says, and redis-py of it. Where it has a script in hand, or its data to load, it is slow to say so,
+# and the last attempt to connect may end before it does.
 TROUBLES = {
     "BUSY|Timeout": busy,
     "NOREPLICAS|Not enough good replicas": without_replicas,
