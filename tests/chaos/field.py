@@ -11,9 +11,10 @@ import threading
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from redis import Redis
@@ -101,7 +102,15 @@ class Field:
         self._opened.append(pubsub)
         return pubsub
 
-    def worker(self, url: str | None = None, *, processes: int = 2, threads: int = 4, **more: str) -> int:
+    def worker(
+        self,
+        url: str | None = None,
+        *,
+        app: str = "tests.chaos.app:pubsub",
+        processes: int = 2,
+        threads: int = 4,
+        **more: str,
+    ) -> int:
         """Start `pubsub worker`; return the pid of its supervisor when all its processes have joined."""
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("PUBSUB_", "FLASK_"))}
         settings = {
@@ -112,7 +121,7 @@ class Field:
             "CHAOS_LOG": str(self._log),
             "PYTHONPATH": str(HERE.parent.parent),
         }
-        command = [str(Path(sys.executable).parent / "pubsub"), "worker", "tests.chaos.app:pubsub", "-l", "WARNING"]
+        command = [str(Path(sys.executable).parent / "pubsub"), "worker", app, "-l", "WARNING"]
         before = set(self.consumers())
         with self._output.open("ab") as output:
             process = subprocess.Popen(
@@ -128,23 +137,44 @@ class Field:
         self.until(lambda: len(set(self.consumers()) - before) >= processes, 20, "the worker has joined")
         return process.pid
 
-    def produce(self, url: str | None = None, *, pause: float = 0.005, delay: float = 0.0, **settings: Any) -> None:
-        """Publish one after the other until `stop_producing`, noting what was acknowledged."""
+    def produce(
+        self,
+        url: str | None = None,
+        *,
+        pause: float = 0.005,
+        delay: float = 0.0,
+        declare: Callable[[PubSub], object] | None = None,
+        more: Mapping[str, object] = MappingProxyType({}),
+        **settings: Any,
+    ) -> None:
+        """Publish one after the other until `stop_producing`, noting what was acknowledged.
+
+        `declare` tells the publisher of its topics, and `more` is what its payloads have besides.
+        """
         pubsub = self.pubsub(url, **settings)
+        if declare is not None:
+            declare(pubsub)
 
         def run() -> None:
             while not self._stopping.wait(pause):
-                self.publish_one(pubsub, delay=self.random.uniform(0, delay))
+                self.publish_one(pubsub, delay=self.random.uniform(0, delay), more=more)
 
         thread = threading.Thread(target=run, name="producer", daemon=True)
         self._producers.append(thread)
         thread.start()
 
-    def publish_one(self, pubsub: PubSub, do: str = "work", *, delay: float = 0.0) -> str | None:
+    def publish_one(
+        self,
+        pubsub: PubSub,
+        do: str = "work",
+        *,
+        delay: float = 0.0,
+        more: Mapping[str, object] = MappingProxyType({}),
+    ) -> str | None:
         """Publish one, and note what came of it."""
         began = time.time()
         try:
-            message_id = pubsub.publish("orders", {"do": do}, delay=delay or None)
+            message_id = pubsub.publish("orders", {"do": do, **more}, delay=delay or None)
         except PublishUncertain as error:
             with self._lock:
                 self.uncertain.update(error.message_ids)
@@ -263,6 +293,10 @@ class Field:
         lines = map(json.loads, self._log.read_bytes().splitlines())
         return [(line[3], line[4]) for line in lines if line[0] == what]
 
+    def messages_noted(self, what: str) -> list[str]:
+        """The message of each note of this kind."""
+        return [line[1] for line in map(json.loads, self._log.read_bytes().splitlines()) if line[0] == what]
+
     def ticks(self, schedule: str) -> list[int]:
         """The ticks that a schedule has fired, in seconds since 1970: what stands in its stream."""
         entries = self.client.xrange(f"{self.namespace}:{{{schedule}}}")
@@ -338,8 +372,12 @@ class Field:
             process.wait(10)
             assert not self.group_of(process.pid), "a process is left over"
             self._workers.remove(process)
-        alive = [pid for process in self._workers for pid in self.group_of(process.pid)]
-        self.until(lambda: not self._names_of_others(alive), 2 * self.recovers_within, "the dead are cleared away")
+        within = 2 * self.recovers_within
+        deadline = time.monotonic() + within
+        # Who lives is asked each time: who takes the place of the killed may come while the dead are still there.
+        while dead := self._names_of_the_dead():
+            assert time.monotonic() < deadline, f"not cleared away within {within} s: {dead}\n{self.output()[-3000:]}"
+            time.sleep(0.02)
         for process in self._workers:
             assert process.poll() is None, "a supervisor ended by itself"
             process.send_signal(signal.SIGTERM)
@@ -358,8 +396,10 @@ class Field:
             pubsub.close()
         self._opened.clear()
 
-    def _names_of_others(self, pids: list[int]) -> list[str]:
-        return [name for name in self.consumers() if int(name.split("-")[-2]) not in pids]
+    def _names_of_the_dead(self) -> list[str]:
+        names = self.consumers()  # first: who joins in between lives
+        alive = [pid for process in self._workers for pid in self.group_of(process.pid)]
+        return [name for name in names if int(name.split("-")[-2]) not in alive]
 
     def group_of(self, session: int) -> list[int]:
         """The processes of a session that are alive."""
