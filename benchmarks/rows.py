@@ -170,7 +170,7 @@ def measure(
     for row in rows:
         ours = [figures[row.place] for figures in found[row.side]]
         beside = [figures[row.place] for figures in found[row.beside]] if row.beside else []
-        remark = skipped.get(row.side) or bench.remarks.get(row.name, "")
+        remark = skipped.get(row.side) or skipped.get(row.beside or "") or bench.remarks.get(row.name, "")
         results.append(Result(row, ours, beside, remark))
     return results
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks import rows
-from benchmarks.__main__ import GROUPS, MARKER, NAMES
+from benchmarks.__main__ import GROUPS, MARKER, NAMES, QUICK, empty
 from benchmarks.rows import Bench, Group, Result, Row, at_least, at_most, no_more_than
 from benchmarks.tally import Tally, noting
+from tests.servers import redis_server
 
 ROOT = Path(__file__).parents[1]
 WITHIN = 100
@@ -21,18 +22,23 @@ def benchmarks(*words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=WITHIN, check=False)
 
 
+@pytest.fixture(scope="module")
+def server():
+    with redis_server() as running:
+        yield running
+
+
 @pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.rows[0].name)
-def test_each_row_is_measured(group, tmp_path):
-    names = [row.name for row in group.rows]
+def test_each_row_is_measured(group, server, monkeypatch):
+    monkeypatch.chdir(ROOT)  # whose benchmarks the processes import
+    bench = Bench(server.url, server.pid, QUICK)
 
-    ended = benchmarks("--quick", "--json", tmp_path / "found.json", "--only", *names)
+    results = rows.measure(group, bench, 1, group.rows, lambda: empty(server.url), lambda text: None)
 
-    assert ended.returncode == 0, ended.stderr
-    found = json.loads((tmp_path / "found.json").read_text())["rows"]
-    assert [row["name"] for row in found] == names
-    for row in found:
-        assert len(row["ours"]) == 1
-        assert all(len(figures) == 1 for figures in row["beside"].values())
+    for result in results:
+        assert len(result.ours) == 1
+        assert len(result.beside) == (result.row.beside is not None)
+        assert result.is_met in ((None,) if result.row.target is None else (True, False))
 
 
 def test_rows_have_names_of_their_own():
@@ -43,9 +49,12 @@ def test_the_table_replaces_what_stood_below_its_marker(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(f"# Speed\n\n{MARKER}\n\nold")
 
-    ended = benchmarks("--quick", "--only", "server-memory", "--markdown", page)
+    ended = benchmarks("--quick", "--only", "server-memory", "--markdown", page, "--json", tmp_path / "found.json")
 
     assert ended.returncode == 0, ended.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [row["name"] for row in found["rows"]] == ["server-memory"]
+    assert {"cpu", "kernel", "load", "others"} <= set(found["surroundings"])
     text = page.read_text()
     assert text.startswith(f"# Speed\n\n{MARKER}\n\nPython ")
     assert "old" not in text
