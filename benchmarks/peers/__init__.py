@@ -1,4 +1,4 @@
-"""Other libraries that run functions off Redis, as their documentation says: one process, 8 threads where there are any.
+"""Other libraries that run functions off Redis, as their documentation says: one process, 8 threads where it has any.
 
 Each module has `publish(count)`, and `WORKER`, the words after `python -m` that start its worker. Its function counts,
 and does nothing else. Nothing here is needed for `--peers` to be left out, and none of them is a dependency.
