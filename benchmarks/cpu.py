@@ -12,7 +12,7 @@ import sys
 
 import redis
 
-from benchmarks import publishing
+from benchmarks import backlogs
 from benchmarks.drain_once import WHAT
 from tests.servers import redis_server
 
@@ -36,7 +36,7 @@ def main() -> None:
 def seconds(url: str, what: str, count: int) -> float:
     with redis.Redis.from_url(url) as client:
         client.flushall()
-    publishing.ours_in_batches(url, count, 500)
+    backlogs.fill(url, count)
     command = [sys.executable, "-m", "benchmarks.drain_once", what, str(count)]
     ended = subprocess.run(
         command, env={**os.environ, "BENCH_URL": url}, stdout=subprocess.PIPE, text=True, check=True, timeout=300

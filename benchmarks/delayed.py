@@ -13,12 +13,12 @@ from time import monotonic, sleep, time
 
 import redis
 
-from benchmarks.consuming import OURS, _consumer, _wait_for_reader, _worker
+from benchmarks.processes import running, wait_for_readers, worker
 from pubsub_core import PubSub
 from tests.servers import redis_server
 
 TOPIC = "bench.delayed"
-WORDS = [*OURS, "benchmarks.ours_delayed:pubsub", *_worker("WARNING")]
+WORDS = worker("delayed")
 
 
 def main() -> None:
@@ -37,21 +37,21 @@ def lateness(url: str, count: int) -> list[float]:
     chance = random.Random(7)
     pubsub = PubSub(url)
 
-    with _consumer(url, count, WORDS) as result:
-        _wait_for_reader(url)
+    with running(url, count, WORDS) as consumer:
+        wait_for_readers(url)
         for _ in range(count):
             delay = chance.uniform(0.05, 1.0)
             pubsub.publish(TOPIC, {"due": time() + delay}, delay=delay)
             sleep(chance.uniform(0.0, 0.05))
-        found = json.loads(result())
+        found = json.loads(consumer.result())
     pubsub.close()
     return found
 
 
 def idle(url: str) -> float:
     """Commands that the server sees from a worker with nothing to do."""
-    with _consumer(url, 1, WORDS), redis.Redis.from_url(url) as client:
-        _wait_for_reader(url)
+    with running(url, 1, WORDS), redis.Redis.from_url(url) as client:
+        wait_for_readers(url)
         sleep(3)
         before, began = client.info("stats")["total_commands_processed"], monotonic()
         sleep(30)
@@ -63,8 +63,8 @@ def burst(url: str, count: int) -> None:
     """So many due in the same second: when the last one is handled, and what others' publishes feel of it."""
     pubsub = PubSub(url, publish_timeout=60)
     quiet = publishes(pubsub, 3)
-    with _consumer(url, count, WORDS) as result:
-        _wait_for_reader(url)
+    with running(url, count, WORDS) as consumer:
+        wait_for_readers(url)
         due = time() + 5 + count / 5_000
         for start in range(0, count, 5_000):
             with pubsub.batch() as batch:
@@ -73,7 +73,7 @@ def burst(url: str, count: int) -> None:
                     batch.publish(TOPIC, {"due": at}, delay=max(0.0, at - time()))
         sleep(max(0.0, due - time()))
         busy = publishes(pubsub, 3)
-        result()
+        consumer.result()
         print(f"{count:,} due in the same second: the last was handled {time() - due:.1f} s after it began")
     _say("  publishing meanwhile", busy)
     _say("  publishing, quiet", quiet)

@@ -7,7 +7,6 @@ import argparse
 import itertools
 import json
 import logging
-import os
 import statistics
 import threading
 import urllib.error
@@ -16,9 +15,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from time import process_time
 
-from benchmarks import consuming, publishing
-from benchmarks.__main__ import empty, environment
+from benchmarks import backlogs, consuming, processes
+from benchmarks.__main__ import empty
 from benchmarks.payload import DRAIN_TOPIC, GROUP
+from benchmarks.rows import Bench
+from benchmarks.surroundings import as_sentence, surroundings
 from pubsub_core import Message, PubSub, Worker
 from pubsub_core.worker.report import Reporter
 from tests.servers import redis_server
@@ -36,17 +37,17 @@ def main() -> None:
     options = parser.parse_args()
     if options.within:
         with redis_server() as server:
-            print(environment(server.url), flush=True)
+            print(as_sentence(surroundings(server.url)), flush=True)
             within(server.url, options.rounds * options.count)
         return
-    os.environ["BENCH_CLOCK"] = options.clock
     found: dict[bool, list[float]] = {True: [], False: []}
     with redis_server() as server:
-        print(environment(server.url), flush=True)
+        print(as_sentence(surroundings(server.url)), flush=True)
         for number in range(options.rounds):
             for is_on in (True, False) if number % 2 == 0 else (False, True):
                 empty(server.url)
-                found[is_on].append(drain(server.url, options.count, is_on=is_on))
+                bench = Bench(server.url, server.pid)
+                found[is_on].append(drain(bench, options.count, clock=options.clock, is_on=is_on))
             with_it, without = found[True][-1], found[False][-1]
             print(f"round {number + 1}: with metrics {with_it:,.0f} / without {without:,.0f} messages/s", flush=True)
     with_it, without = statistics.median(found[True]), statistics.median(found[False])
@@ -55,15 +56,17 @@ def main() -> None:
     print(f"cost: {1 - with_it / without:.1%} by the medians, {1 - pairs:.1%} by the median of the rounds' ratios")
 
 
-def drain(url: str, count: int, *, is_on: bool) -> float:
-    publishing.ours_in_batches(url, count, 500)
-    words = [*consuming.OURS, "benchmarks.ours_drain:pubsub", "--processes", "1", "--threads", "8"]
-    words += ["--log-level", "WARNING"]
-    if not is_on:
-        return count / consuming.drained(url, count, words)
-    port = free_port()
-    with scraped(port):
-        return count / consuming.drained(url, count, [*words, "--metrics-port", str(port)])
+def drain(bench: Bench, count: int, *, clock: str, is_on: bool) -> float:
+    """Return the messages per second of time, or of CPU time."""
+    backlogs.fill(bench.url, count)
+    words = processes.worker("untyped")
+    if is_on:
+        port = free_port()
+        with scraped(port):
+            took = consuming.drained(bench, count, [*words, "--metrics-port", str(port)])
+    else:
+        took = consuming.drained(bench, count, words)
+    return count / (took.consumers_cpu if clock == "cpu" else took.seconds)
 
 
 def within(url: str, count: int) -> None:
@@ -71,7 +74,7 @@ def within(url: str, count: int) -> None:
     pubsub = PubSub(url, group=GROUP)
     pubsub.metrics.start()
     topic = pubsub.topic(DRAIN_TOPIC)
-    publishing.ours_in_batches(url, count, 500)
+    backlogs.fill(url, count)
     marks: list[float] = []
     next_number = itertools.count(1).__next__
     is_over = threading.Event()

@@ -1,4 +1,4 @@
-"""What every measurement sends: a payload of 205 bytes of JSON."""
+"""What every measurement sends: a payload of 205 bytes of JSON, and the model of it."""
 
 import json
 from typing import Any
@@ -18,3 +18,4 @@ PAYLOAD: dict[str, Any] = {
 
 # What plain redis-py is measured with: the same bytes that ours sends.
 to_json = json.JSONEncoder(separators=(",", ":")).encode
+READY = to_json(PAYLOAD).encode()

@@ -12,9 +12,10 @@ from time import perf_counter
 import redis
 
 from benchmarks.payload import DRAIN_TOPIC, GROUP, LATENCY_TOPIC
+from benchmarks.tally import noting
 
 EXPECTED = int(os.environ.get("BENCH_EXPECTED", "1"))
-RESULT = Path(os.environ.get("BENCH_RESULT", "bench-result"))
+DIRECTORY = Path(os.environ.get("BENCH_DIRECTORY", "."))
 BLOCK = 5000
 
 
@@ -30,16 +31,11 @@ def batches(client: redis.Redis, stream: str):
 
 
 def drain(client: redis.Redis) -> None:
-    number, began = 0, 0.0
+    note = noting(DIRECTORY, EXPECTED)
     for entries in batches(client, DRAIN_TOPIC):
-        if not number:
-            began = perf_counter()
         for _, fields in entries:
             json.loads(fields[b"payload"])
-            number += 1
-        if number >= EXPECTED:
-            RESULT.write_text(repr(perf_counter() - began))
-            return
+            note()
 
 
 def latency(client: redis.Redis) -> None:
@@ -49,7 +45,9 @@ def latency(client: redis.Redis) -> None:
             payload = json.loads(fields[b"payload"])
             latencies.append(perf_counter() - payload["sent"])
         if len(latencies) >= EXPECTED:
-            RESULT.write_text(json.dumps(latencies))
+            written = DIRECTORY / "result.part"
+            written.write_text(json.dumps(latencies))
+            written.rename(DIRECTORY / "result")
             return
 
 

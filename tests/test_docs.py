@@ -402,15 +402,6 @@ def test_the_demo_fails_if_a_message_was_lost_or_handled_twice(demo, handled, pr
         demo.check(ids, ledger, dead)
 
 
-def test_the_benchmarks_run(tmp_path):
-    table = tmp_path / "table.md"
-
-    code, _, errors = finished(["-m", "benchmarks", "--quick", "--markdown", table], ROOT, 90)
-
-    assert code == 0, errors
-    assert table.read_text().count("\n|") == 9
-
-
 def finished(words: Sequence[str | Path], directory: Path, seconds: float) -> tuple[int, str, str]:
     """Run Python to its end; return exit status, output and errors. If it takes too long it is interrupted."""
     with subprocess.Popen(
