@@ -1,6 +1,7 @@
 """One worker process, forked by the supervisor: it loads the application, works, and drains when it is told to."""
 
 import atexit
+import contextlib
 import gc
 import logging
 import os
@@ -14,7 +15,7 @@ from types import FrameType
 
 import pubsub_core
 from pubsub_core.backends import masked
-from pubsub_core.errors import BrokerError, ConfigurationError, PubSubError
+from pubsub_core.errors import BrokerError, ConfigurationError, PubSubError, WorkerError
 from pubsub_core.logs import configure_logging, tell_left_out
 from pubsub_core.pubsub import PubSub
 from pubsub_core.subscription import Subscription
@@ -27,7 +28,7 @@ log = logging.getLogger("pubsub")
 OK, CRASHED, USAGE = 0, 1, 2
 REPLACED = 75  # "try again": a handler would not stop, so this process made way for another
 
-_CHECK_SECONDS = 1.0  # between two looks whether all threads are alive
+_CHECK_SECONDS = 1.0  # between two looks whether all threads are alive, where one could not say that it dies
 
 
 def run_child(load: LoadTarget, options: WorkerOptions, pipe: socket.socket) -> int:
@@ -49,7 +50,7 @@ def run_child(load: LoadTarget, options: WorkerOptions, pipe: socket.socket) -> 
         pubsub = load()
         if options.health_port is not None:
             pubsub.metrics.start()
-        worker = _worker(pubsub, options)
+        worker = _worker(pubsub, options, wake_in)
         reporter = None if options.health_port is None else Reporter(worker, pubsub.metrics, pubsub.runtime.broker)
     except PubSubError as error:
         _complain(options, str(error))
@@ -80,14 +81,14 @@ def run_child(load: LoadTarget, options: WorkerOptions, pipe: socket.socket) -> 
         # That Python runs here: see `_Supervisor._kill_the_deaf`.
         supervisor.give_sign(None if reporter is None else reporter.report_if_due(), has_worked=worker.has_read)
         if wake_out in readable:
-            wake_out.recv(4096)  # whichever signal it was: the application may have handlers of its own
+            wake_out.recv(4096)  # whatever it was: the application may have handlers of its own for signals
         if pipe in readable:
             if not pipe.recv(4096):
                 log.warning("the supervisor is gone: stopping")
                 break
             if reporter is not None:
                 reporter.look()  # nothing else is ever asked
-        if not worker.is_alive and not worker.is_stopping:
+        if _has_died(worker) and not worker.is_stopping:
             log.error("a thread of the worker died: another process takes the place of this one")
             supervisor.tell(is_leaving=True)
             # No longer: its sign of life may have ended with the thread, and then others have what it has in hand.
@@ -107,7 +108,12 @@ def _note(signals: list[int], number: int, _: FrameType | None) -> None:
     signals.append(number)
 
 
-def _worker(pubsub: PubSub, options: WorkerOptions) -> Worker:
+def _has_died(worker: Worker) -> bool:
+    """Whether a thread of it is dead, or says that it dies."""
+    return isinstance(worker.failure, WorkerError) or not worker.is_alive
+
+
+def _worker(pubsub: PubSub, options: WorkerOptions, wake: socket.socket) -> Worker:
     if pubsub.settings.url.startswith("memory:"):
         raise ConfigurationError(
             "a worker cannot work with memory://: what your web process publishes stays in that process.\n"
@@ -115,7 +121,14 @@ def _worker(pubsub: PubSub, options: WorkerOptions) -> Worker:
             "  Shared, for development:          PUBSUB_URL=redis+embedded:///./.pubsub\n"
             "  Shared, for production:           PUBSUB_URL=redis://localhost:6379/0"
         )
-    return Worker(pubsub, threads=options.threads, burst=options.burst)
+    worker = Worker(pubsub, threads=options.threads, burst=options.burst)
+
+    def wake_up() -> None:
+        with contextlib.suppress(BlockingIOError):  # it is full, so a wake-up is waiting already
+            wake.send(b"\0")
+
+    worker.on_death = wake_up
+    return worker
 
 
 def _complain(options: WorkerOptions, text: str, *, with_traceback: bool = False) -> None:

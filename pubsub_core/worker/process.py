@@ -9,7 +9,7 @@ import re
 import secrets
 import socket
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from types import TracebackType
@@ -113,6 +113,8 @@ class Worker:
         self._pause = 0.0
         self.failure: Exception | None = None
         """Why it stopped by itself (a BrokerError), or that one of its threads died (a WorkerError)."""
+        self.on_death: Callable[[], None] = lambda: None
+        """Called on a thread that dies, after `failure` is set. To be set before `start`; must not block or raise."""
         self.abandoned = 0
         """How many handler threads were given up, and replaced, as a handler would not stop after its timeout."""
 
@@ -248,6 +250,7 @@ class Worker:
         if self.failure is None:
             self.failure = WorkerError(f"the thread {name} died: {type(error).__name__}")
             self.failure.__cause__ = error
+        self.on_death()
 
     def _read(self, credit: Credit) -> Sequence[Delivery[bytes]]:
         """Read once, taking finished acknowledgements along. Never raises for what the broker does: it pauses."""

@@ -91,10 +91,11 @@ if _victim and not os.path.exists(_flag):
             for thread in threading.enumerate():
                 if thread.name.startswith(str(_victim)) and thread.ident:
                     time.sleep(1)
-                    os.write(_LOG, (json.dumps(["death", "", 0, os.getpid(), time.time()]) + "\n").encode())
                     ctypes.pythonapi.PyThreadState_SetAsyncExc(
                         ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit)
                     )
+                    thread.join()  # it notices when it next runs Python code, and lives until then
+                    os.write(_LOG, (json.dumps(["death", "", 0, os.getpid(), time.time()]) + "\n").encode())
                     return
             time.sleep(0.05)
 
