@@ -243,6 +243,39 @@ def test_who_was_thought_dead_and_came_back_is_missed_in_time_when_he_dies(place
     assert time.monotonic() - died < 5.0  # of 15 s with a heartbeat of 2 s, and what a busy machine adds to it
 
 
+def test_signs_of_life_that_vanish_all_at_once_rob_nobody(place: Place) -> None:
+    """As after a failover to a replica that was behind. One look finds all silent: only the second one counts."""
+    broker = place.broker(heartbeat=0.2)
+    holding, other = place.joined(broker), place.joined(broker)
+    published = publish(broker, 3)
+    held = place.take(holding, 3)
+
+    def look() -> None:
+        """Have the other look for the dead now, whosever turn it is."""
+        place.client.delete(look_key(place.namespace, other._concern))
+        other._look_at = other._scan_at = 0.0
+        other.maintain()
+
+    for _ in range(3):
+        holding.beat()
+        other.beat()
+        place.client.delete(*(worker_key(place.namespace, one.name) for one in (holding, other)))
+        look()
+        assert other._suspects, "nobody was found silent, so this tells nothing"
+        holding.beat()
+        end = time.monotonic() + 0.2  # a heartbeat, after which a second look counts
+        until(lambda: time.monotonic() > end)  # noqa: B023
+        look()
+        assert not other._suspects
+
+    assert not other.receive({BILLING: 3}, 0)
+    for one in held:
+        holding.nack(one, 0)
+    assert sorted((one.message.id, one.message.attempt) for one in place.take(other, 3)) == [
+        (one, 2) for one in sorted(published)
+    ]
+
+
 def test_who_looks_after_many_groups_on_a_slow_server_is_not_taken_for_dead(server: RealServer, place: Place) -> None:
     """All that takes several times as long as a sign of life is good for."""
     gate = Gate(server.port)
