@@ -187,12 +187,13 @@ class Handover:
         return credit
 
     def _credit_of(self, line: _Line, share: int) -> int:
-        ahead = self._ahead(line) - line.in_hand
+        ahead = self._ahead(line)
+        credit = max(min(_MOST, share * line.batch), ahead - line.in_hand)
         if line.concurrency is None:
-            return max(min(_MOST, share * line.batch), ahead)
-        if line.calls < line.concurrency:  # else nothing starts before a call ends, which may take long
-            ahead = max(ahead, min(_MOST, share * line.batch))
-        return max(0, min(ahead, int(line.most) - line.in_hand))
+            return credit
+        if line.calls >= line.concurrency and ahead < line.batch:
+            return 0  # nothing starts before a call ends, which takes long; a few now would make the next list short
+        return max(0, min(credit, int(line.most) - line.in_hand))
 
     def _ahead(self, line: _Line) -> int:
         return 0 if line.pace is None else min(_MOST, int(self._threads * _AHEAD / max(line.pace, 1e-6)))
