@@ -4,7 +4,8 @@
 
     instrument(pubsub)
 
-The span of a handler continues the trace of its publish, which travels in the header `traceparent`. The names are those
+The span of a handler continues the trace of its publish, which travels in the header `traceparent`. That of one that
+takes batches begins a trace, as no one message has caused it, and links to the publish of each. The names are those
 of the semantic conventions for messaging, v1.45, which are not stable yet: they stand here, and nowhere else.
 """
 
@@ -28,6 +29,7 @@ OPERATION_TYPE = "messaging.operation.type"
 MESSAGE_ID = "messaging.message.id"
 CONSUMER_GROUP = "messaging.consumer.group.name"
 ERROR_TYPE = "error.type"
+MESSAGE_COUNT = "messaging.batch.message_count"
 ATTEMPT = "pubsub.message.attempt"  # the conventions have no name for it
 
 _SYSTEMS = {"rediss": "redis", "unix": "redis"}
@@ -56,21 +58,26 @@ def instrument(pubsub: PubSub, tracer_provider: TracerProvider | None = None) ->
 
     def handle(delivery: Delivery[Any], call_next: HandleNext) -> None:
         message = delivery.message
-        origin = propagate.extract(message.headers, context=context.Context())
-        published = trace.get_current_span(origin).get_span_context()
-        attributes = {
-            **_attributes(pubsub, message),
+        if _is_batch(message):
+            parent = context.Context()
+            origins = [_origin(one) for one in message.payload]
+            attributes = {**_common(pubsub, message), MESSAGE_COUNT: len(origins)}
+        else:
+            parent = _origin(message)
+            origins = [parent]
+            attributes = {**_attributes(pubsub, message), ATTEMPT: message.attempt}
+        published = [trace.get_current_span(one).get_span_context() for one in origins]
+        attributes |= {
             OPERATION_NAME: "process",
             OPERATION_TYPE: "process",
             CONSUMER_GROUP: delivery.subscription.group,
-            ATTEMPT: message.attempt,
         }
         with tracer.start_as_current_span(
             f"process {message.topic}",
-            context=origin,
+            context=parent,
             kind=SpanKind.CONSUMER,
             attributes=attributes,
-            links=[Link(published)] if published.is_valid else [],
+            links=[Link(one) for one in published if one.is_valid],
             record_exception=False,
             set_status_on_exception=False,
         ) as span:
@@ -80,9 +87,24 @@ def instrument(pubsub: PubSub, tracer_provider: TracerProvider | None = None) ->
     pubsub.middleware(handle)
 
 
+def _is_batch(message: Message[Any]) -> bool:
+    """Whether it stands for several; a payload that came from a broker is never a list of messages."""
+    payload = message.payload
+    return isinstance(payload, list) and bool(payload) and isinstance(payload[0], Message)
+
+
+def _origin(message: Message[Any]) -> context.Context:
+    """Return the context in which it was published, as its headers tell."""
+    return propagate.extract(message.headers, context=context.Context())
+
+
 def _attributes(pubsub: PubSub, message: Message[Any]) -> dict[str, str | int]:
+    return {**_common(pubsub, message), MESSAGE_ID: message.id}
+
+
+def _common(pubsub: PubSub, message: Message[Any]) -> dict[str, str | int]:
     scheme = pubsub.settings.url.partition(":")[0].partition("+")[0]
-    return {SYSTEM: _SYSTEMS.get(scheme, scheme), DESTINATION: message.topic, MESSAGE_ID: message.id}
+    return {SYSTEM: _SYSTEMS.get(scheme, scheme), DESTINATION: message.topic}
 
 
 def _noting_errors(span: Span, work: Callable[[], None]) -> None:

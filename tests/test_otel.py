@@ -81,6 +81,44 @@ def test_a_handler_continues_the_trace_of_its_publish_and_links_to_it(pubsub, pr
     assert traceparent.startswith(f"00-{published.context.trace_id:032x}-{published.context.span_id:016x}-")
 
 
+def test_a_batch_begins_a_trace_that_links_to_the_publish_of_each_and_what_it_publishes_continues_it(
+    pubsub, provider, exporter
+):
+    @pubsub.subscribe("orders", batch=10)
+    def handle(orders: list[int]) -> None:
+        pubsub.publish("invoices", len(orders))
+
+    for number in range(3):
+        with provider.get_tracer("web").start_as_current_span("POST /orders"):
+            pubsub.publish("orders", number)
+    drain(pubsub)
+
+    published, (handled,), (invoice,) = (
+        named(exporter, name) for name in ("publish orders", "process orders", "publish invoices")
+    )
+    assert handled.parent is None
+    assert handled.context.trace_id not in {span.context.trace_id for span in published}
+    assert [link.context.span_id for link in handled.links] == [span.context.span_id for span in published]
+    assert dict(handled.attributes) == {
+        "messaging.system": "memory",
+        "messaging.destination.name": "orders",
+        "messaging.batch.message_count": 3,
+        "messaging.operation.name": "process",
+        "messaging.operation.type": "process",
+        "messaging.consumer.group.name": "billing",
+    }
+    assert invoice.parent.span_id == handled.context.span_id
+
+
+def test_a_payload_that_is_a_list_is_no_batch(pubsub, exporter):
+    pubsub.subscribe("orders")(lambda message: None)
+    id = pubsub.publish("orders", [1, 2])
+    drain(pubsub)
+
+    (handled,) = named(exporter, "process orders")
+    assert handled.attributes["messaging.message.id"] == id
+
+
 def test_what_an_async_handler_publishes_belongs_to_the_same_trace(pubsub, exporter):
     @pubsub.subscribe("orders")
     async def handle(message):

@@ -34,6 +34,7 @@ class _Line:
     running: int = 0
     calls: int = 0  # of the handler, at work
     is_up: bool = False  # it is among the turns
+    is_asked_for: bool = False  # by who reads now
     pace: float | None = None  # seconds a handler takes for one, lately
     moved_at: float = 0.0  # when the first that waits came to be the first
 
@@ -174,17 +175,25 @@ class Handover:
             self._line_up(line)
             if self._idle:
                 self._changed.notify()
-        return line.in_hand < line.most <= line.in_hand + count and self._is_led
+        return self._is_led and not line.is_asked_for and self._credit_of(line, 1) > 0
 
     def _credit(self) -> Credit:
         """Return how many of each subscription to ask for: what the threads will soon start, and no more."""
         free = max(1, self._threads - len(self._running) - self._waiting)
         share = max(1, free // max(1, len(self._lines)))
-        return {key: self._credit_of(line, share) for key, line in self._lines.items()}
+        credit = {key: self._credit_of(line, share) for key, line in self._lines.items()}
+        for key, line in self._lines.items():
+            line.is_asked_for = credit[key] > 0
+        return credit
 
     def _credit_of(self, line: _Line, share: int) -> int:
-        credit = max(min(_MOST, share * line.batch), self._ahead(line) - line.in_hand)
-        return credit if line.concurrency is None else min(credit, int(line.most) - line.in_hand)
+        ahead = self._ahead(line)
+        credit = max(min(_MOST, share * line.batch), ahead - line.in_hand)
+        if line.concurrency is None:
+            return credit
+        if line.calls >= line.concurrency and ahead < line.batch:
+            return 0  # nothing starts before a call ends, which takes long; a few now would make the next list short
+        return max(0, min(credit, int(line.most) - line.in_hand))
 
     def _ahead(self, line: _Line) -> int:
         return 0 if line.pace is None else min(_MOST, int(self._threads * _AHEAD / max(line.pace, 1e-6)))

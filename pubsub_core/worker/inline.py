@@ -34,6 +34,9 @@ from pubsub_core.worker.timeouts import Cancel, Run, Timeouts
 log = logging.getLogger("pubsub")
 
 Errors = Literal["raise", "retry"]
+_Settled = tuple[Delivery[bytes], Outcome]
+
+_TOLD = 3  # messages of a batch in the note of an error
 
 MOST = 10_000
 """How many deliveries are handled in one go, before it is taken for a loop that never ends."""
@@ -120,7 +123,8 @@ class InlineWorker:
         """Handle what is due, and what is published meanwhile; return how many deliveries that were.
 
         What a handler raises is raised here, after its message was settled as ever, by its retry policy; the rest waits
-        for the next call. With errors="retry" it is not, and a retry that is due at once is among the deliveries.
+        for the next call. Of the errors of a `BatchFailure` it is the first that the policy judges. With errors="retry"
+        it is not, and a retry that is due at once is among the deliveries.
         Raises NeverIdle if there is still more after `limit` of them.
         """
         if errors not in ("raise", "retry"):
@@ -208,12 +212,13 @@ class InlineWorker:
         return False
 
     def _handle(self, executor: "_Executor", deliveries: Sequence[Delivery[bytes]], errors: Errors) -> None:
-        seen, delivery = self._seen, deliveries[0]
+        seen = self._seen
         seen.error = seen.always = None
+        executor.settled.clear()
         contextvars.Context().run(executor.execute, deliveries)
-        error = seen.always or (None if errors == "retry" else seen.error or _codec_error(executor.outcome))
+        error = seen.always or (None if errors == "retry" else seen.error or _codec_error(executor.settled))
         if error is not None:
-            error.add_note(f"Raised by {self._described(delivery)}, {_settled(delivery, executor.outcome)}")
+            error.add_note(f"Raised by {self._described(deliveries[0])}, {_told(deliveries, executor.settled)}")
             raise error.with_traceback(_from_the_handler_on(error.__traceback__))
 
     def _described(self, delivery: Delivery[bytes]) -> str:
@@ -246,7 +251,10 @@ class Eager:
 
 
 class _Seen:
-    """What went wrong while a delivery was handled: `error` is for the retry policy, `always` is not to be hidden."""
+    """What went wrong in a call of a handler: `error` is for the retry policy, `always` is not to be hidden.
+
+    Of several errors, which only a batch can have, it is the first.
+    """
 
     def __init__(self) -> None:
         self.error: BaseException | None = None
@@ -271,7 +279,7 @@ class _Observed:
         self._seen = seen
 
     def next_delay(self, attempt: int, error: Exception) -> float | None:
-        self._seen.error = error
+        self._seen.error = self._seen.error or error
         try:
             return self._policy.next_delay(attempt, error)
         except Exception as broken:
@@ -280,10 +288,14 @@ class _Observed:
 
 
 class _Executor(Executor):
-    """Keeps the outcome of the last delivery, and may be kept from settling it."""
+    """Keeps what it decided of the last call, and may be kept from settling it: then it settles nothing any more."""
 
-    outcome: Outcome | None = None
     _intercept: Callable[[Delivery[bytes], Outcome], bool] | None = None
+    _is_dead = False
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.settled: list[_Settled] = []
 
     def intercepted_by(self, intercept: Callable[[Delivery[bytes], Outcome], bool]) -> "_Executor":
         """Ask this, before a delivery is settled, whether that is to be left out. Returns itself."""
@@ -291,12 +303,13 @@ class _Executor(Executor):
         return self
 
     def _settle(self, deliveries: Sequence[Delivery[bytes]], outcome: Outcome) -> None:
-        if not isinstance(outcome, Released) and deliveries:
-            self.outcome = outcome
-            if self._intercept is not None:
-                deliveries = [one for one in deliveries if not self._intercept(one, outcome)]
-                if not deliveries:
-                    return
+        if self._is_dead:  # what is left of a batch dies with the rest
+            return
+        if not isinstance(outcome, Released):
+            self.settled += ((one, outcome) for one in deliveries)
+            if self._intercept is not None and any(self._intercept(one, outcome) for one in deliveries):
+                self._is_dead = True
+                return
         super()._settle(deliveries, outcome)
 
 
@@ -328,19 +341,35 @@ def _from_the_handler_on(trace: TracebackType | None) -> TracebackType | None:
 _OURS = ("pubsub_core.", "pubsub_flask.")
 
 
-def _codec_error(outcome: Outcome | None) -> PubSubError | None:
-    """Return the error of a message that did not even come to its handler."""
-    match outcome:
-        case DeadLettered(reason) if reason.kind == "undecodable":
-            return Undecodable(reason.detail)
-        case DeadLettered(reason) if reason.kind == "invalid payload":
-            return InvalidPayload(reason.detail)
-        case DeadLettered(reason) if reason.kind == "unknown handler":
-            return WorkerError(reason.detail)
+def _codec_error(settled: Sequence[_Settled]) -> PubSubError | None:
+    """Return the error of the first message that did not even come to its handler."""
+    for _, outcome in settled:
+        match outcome:
+            case DeadLettered(reason) if reason.kind == "undecodable":
+                return Undecodable(reason.detail)
+            case DeadLettered(reason) if reason.kind == "invalid payload":
+                return InvalidPayload(reason.detail)
+            case DeadLettered(reason) if reason.kind == "unknown handler":
+                return WorkerError(reason.detail)
     return None
 
 
-def _settled(delivery: Delivery[bytes], outcome: Outcome | None) -> str:
+def _told(deliveries: Sequence[Delivery[bytes]], settled: Sequence[_Settled]) -> str:
+    """Return what became of the messages of a call; of a batch, of the first few that failed."""
+    if len(deliveries) == 1:
+        return _one_told(deliveries[0], settled[0][1] if settled else None)
+    if not settled:
+        return f"a batch of {len(deliveries)}: it was interrupted"
+    failed = [(one, outcome) for one, outcome in settled if not isinstance(outcome, Acked | Dropped)]
+    told = [_one_told(one, outcome) for one, outcome in failed[:_TOLD]]
+    if len(failed) > _TOLD:
+        told.append(f"{len(failed) - _TOLD} more failed")
+    if len(settled) > len(failed):
+        told.append(f"{len(settled) - len(failed)} acknowledged")
+    return f"a batch of {len(deliveries)}: " + "; ".join(told)
+
+
+def _one_told(delivery: Delivery[bytes], outcome: Outcome | None) -> str:
     message = f"message {delivery.message.id}, attempt {delivery.message.attempt}"
     match outcome:
         case Retried(delay):
