@@ -131,7 +131,7 @@ def _latencies(bench: Bench, words: Sequence[str], publish: Callable[[dict[str, 
 
 
 def slow_handlers(bench: Bench, count_of_processes: int, threads: int) -> float:
-    """Return how long idle workers take for messages that come all at once."""
+    """Return how long idle workers take for messages that are sent all at once."""
     count = bench.few(SLOW_ONES, 20)
     words = processes.worker("slow", processes=count_of_processes, threads=threads)
     pubsub = PubSub(bench.url)
