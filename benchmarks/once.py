@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from time import process_time
+from typing import Any
 
 import redis
 
@@ -53,7 +54,7 @@ def drain(count: int, *, threads: int = 1, takes: str = "message") -> float:
     def handle_order(order: Order) -> None:
         note()
 
-    def handle_batch(payloads: list[dict]) -> None:
+    def handle_batch(payloads: list[Any]) -> None:
         note(len(payloads))
 
     if takes == "batch":
