@@ -13,7 +13,7 @@ help:
 	@echo 'make test    all tests'
 	@echo 'make chaos   the attack of the tests, in its long form: each on Redis and Valkey, again and again'
 	@echo 'make check   ruff, mypy --strict, import contracts'
-	@echo 'make bench   speed, side by side with plain redis-py'
+	@echo 'make bench   speed, side by side with plain redis-py; ARGS="--only drain" and the like'
 	@echo 'make setup   only what these need; they do it themselves'
 
 setup: $(READY) redis-server

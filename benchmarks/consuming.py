@@ -27,11 +27,15 @@ BURSTS, BURST_EVERY = 40, 0.1
 
 @dataclass(frozen=True)
 class Drained:
-    """What draining a backlog took: seconds of time, of CPU in the consumers and in the server; and memory, in MB."""
+    """What draining a backlog took: seconds of time, of CPU in the consumers and in the server; and memory, in MB.
+
+    `idle` are the seconds that the CPUs of the machine had nothing to do.
+    """
 
     seconds: float
     consumers_cpu: float
     server_cpu: float
+    idle: float
     grown: float
 
 
@@ -43,13 +47,17 @@ def drained(
         tally = running.tally()
         tally.wait_for_processes(count_of_processes)
         workers = running.workers()
-        before = [processes.cpu_seconds(*workers), processes.cpu_seconds(bench.server_pid)]
         lean = sum(processes.rss_megabytes(pid) for pid in workers)
+        before = _spent(workers, bench)
         began = tally.go()
         ended = tally.wait_for(count)
-        after = [processes.cpu_seconds(*workers), processes.cpu_seconds(bench.server_pid)]
+        spent = [after - earlier for after, earlier in zip(_spent(workers, bench), before, strict=True)]
         fat = sum(processes.rss_megabytes(pid, peak=True) for pid in workers)
-    return Drained(ended - began, after[0] - before[0], after[1] - before[1], fat - lean)
+    return Drained(ended - began, *spent, grown=fat - lean)
+
+
+def _spent(workers: Sequence[int], bench: Bench) -> tuple[float, float, float]:
+    return processes.cpu_seconds(*workers), processes.cpu_seconds(bench.server_pid), processes.idle_seconds()
 
 
 def drain(bench: Bench, kind: str, *, log_level: str = "WARNING") -> float:
@@ -77,16 +85,23 @@ def scaled(bench: Bench, count_of_processes: int) -> float:
     words = processes.worker("untyped", processes=count_of_processes)
     took = drained(bench, count, words, count_of_processes=count_of_processes)
     if count_of_processes == 2:
-        server, consumers, cpus = took.server_cpu / took.seconds, took.consumers_cpu / took.seconds, os.cpu_count() or 1
-        bound = "all CPUs were busy" if server + consumers > 0.9 * cpus else "something else than CPU bounds"
-        if server > 0.9:
-            bound = "the server's one thread was busy"
-        bench.remark(
-            "drain-2-processes",
-            f"while 2 processes drained, the server used {server:.2f} CPUs and both together {consumers:.2f}, "
-            f"of {cpus}: {bound}",
-        )
+        bench.remark("drain-2-processes", _bound(took, os.cpu_count() or 1))
     return count / took.seconds
+
+
+def _bound(took: Drained, cpus: int) -> str:
+    """Say what kept 2 processes from being faster, by the CPU time that each used."""
+    server, both, idle = (one / took.seconds for one in (took.server_cpu, took.consumers_cpu, took.idle))
+    if server > 0.9:
+        bound = "the server, which has one thread for commands"
+    elif idle > 0.1 * cpus:
+        bound = "waiting: for each other, or for their locks"
+    elif server + both > 0.9 * cpus:
+        bound = "the CPUs, which server and processes share"
+    else:
+        bound = "other programs, which had the rest"
+    used = f"2 processes used {both:.2f} CPUs together, the server {server:.2f}; {idle:.2f} of {cpus} were idle"
+    return f"{used}. Bound by {bound}"
 
 
 def backlog(bench: Bench, count: int) -> tuple[float, float]:
@@ -131,7 +146,7 @@ def _latencies(bench: Bench, words: Sequence[str], publish: Callable[[dict[str, 
 
 
 def slow_handlers(bench: Bench, count_of_processes: int, threads: int) -> float:
-    """Return how long idle workers take for messages that come all at once."""
+    """Return how long idle workers take for messages that are sent all at once."""
     count = bench.few(SLOW_ONES, 20)
     words = processes.worker("slow", processes=count_of_processes, threads=threads)
     pubsub = PubSub(bench.url)

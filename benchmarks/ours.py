@@ -6,6 +6,7 @@ import os
 import threading
 from pathlib import Path
 from time import perf_counter, sleep, time
+from typing import Any
 
 from benchmarks.payload import DRAIN_TOPIC, GROUP, LATENCY_TOPIC
 from benchmarks.tally import noting
@@ -42,7 +43,7 @@ def batch() -> PubSub:
     pubsub = _pubsub()
 
     @pubsub.subscribe(DRAIN_TOPIC, group=GROUP, batch=BATCH)
-    def nothing(payloads: list[dict]) -> None:
+    def nothing(payloads: list[Any]) -> None:
         note(len(payloads))
 
     return pubsub

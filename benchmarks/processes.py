@@ -100,6 +100,12 @@ def cpu_seconds(*pids: int) -> float:
     return spent / 1e9
 
 
+def idle_seconds() -> float:
+    """Return how long the CPUs of this machine have had nothing to do, all together."""
+    fields = Path("/proc/stat").read_text().split(maxsplit=6)
+    return (int(fields[4]) + int(fields[5])) / os.sysconf("SC_CLK_TCK")
+
+
 def rss_megabytes(pid: int, *, peak: bool = False) -> float:
     name = "VmHWM:" if peak else "VmRSS:"
     status = Path(f"/proc/{pid}/status").read_text()

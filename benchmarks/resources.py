@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from time import monotonic, perf_counter, sleep
@@ -33,13 +34,19 @@ def idle(bench: Bench, kind: str) -> tuple[float, float, float, float]:
             in_scripts = 0
             while (seen := monitor.next_command())["command"] != "ECHO over":
                 in_scripts += seen["client_type"] == "lua"
-        return (after - before) / seconds, in_scripts / seconds, spent * 10 / seconds, processes.rss_megabytes(worker)
+        megabytes = processes.rss_megabytes(worker)
+    if kind == "idle":
+        names = ", ".join(f"{count} {name}" for name, count in (after - before).most_common())
+        bench.remark("idle-commands", f"in {seconds:.0f} s of the last round: {names}")
+    return (after - before).total() / seconds, in_scripts / seconds, spent * 10 / seconds, megabytes
 
 
-def _commands(client: redis.Redis) -> int:
-    """Return how many commands the server has carried out, those of scripts too, but for INFO, which asks it."""
+def _commands(client: redis.Redis) -> Counter[str]:
+    """Return how often the server has carried out each command, in scripts too; but for INFO, which asks it."""
     stats = client.info("commandstats")
-    return sum(found["calls"] for name, found in stats.items() if name not in ("cmdstat_info", "cmdstat_monitor"))
+    return Counter(
+        {name.removeprefix("cmdstat_"): one["calls"] for name, one in stats.items() if name != "cmdstat_info"}
+    )
 
 
 def ours_stored(bench: Bench, payload: dict) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import rows
+from benchmarks import cpu, peers, rows
 from benchmarks.__main__ import GROUPS, MARKER, NAMES, QUICK, empty
 from benchmarks.rows import Bench, Group, Result, Row, at_least, at_most, no_more_than
 from benchmarks.tally import Tally, noting
@@ -135,3 +135,40 @@ def test_a_tally_counts_what_is_noted_single_and_in_batches(tmp_path):
 
     assert tally.count() == 201
     assert tally.each() == [201]
+
+
+def test_the_cpu_time_of_handling_and_of_publishing_is_measured(server, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    names = ["drain batches of 100", "publish typed, batches of 100"]
+
+    costs = cpu.measured(server.url, names, rounds=1, count=200)
+
+    assert list(costs) == names
+    assert all(cost.microseconds > 0 and cost.plain > 0 for cost in costs.values())
+
+
+@pytest.mark.parametrize(("ratio", "is_worse"), [(0.85, True), (0.95, False), (1.5, False)])
+def test_a_cost_is_held_against_an_earlier_one_by_its_ratio(ratio, is_worse):
+    before = {"drain untyped": cpu.Cost(10.0, 10.0), "publish typed": cpu.Cost(1.0, 1.0)}
+    now = {"drain untyped": cpu.Cost(20.0, 20.0 * ratio)}  # on a machine half as fast
+
+    [line], found = cpu.compared(now, before, allowed=0.1)
+
+    assert found is is_worse
+    assert line.endswith("WORSE") is is_worse
+
+
+def test_a_peer_that_is_not_installed_is_skipped_and_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(peers.PEERS, "nowhere", peers.Peer("nowhere", "nowhere[redis]"))
+    bench = Bench("redis://nowhere", 0)
+
+    with pytest.raises(rows.Skipped, match=r"nowhere is not installed; .* -m pip install 'nowhere\[redis\]'"):
+        peers.drains(bench, peers.PEERS["nowhere"])
+    with pytest.raises(rows.Skipped):
+        peers.publishes(bench, peers.PEERS["nowhere"])
+
+
+def test_a_peer_has_a_row_for_each_kind():
+    names = [row.name for group in peers.groups(["celery", "rq"]) for row in group.rows]
+
+    assert names == ["celery-drain", "rq-drain", "celery-publish", "rq-publish"]

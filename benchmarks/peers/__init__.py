@@ -50,7 +50,11 @@ def drains(bench: Bench, peer: Peer) -> float:
     with processes.running(bench.url, count, _publisher(peer, count)) as running:
         running.result()
     words = [sys.executable, "-m", "benchmarks.peers.run", peer.name, "worker"]
-    return count / consuming.drained(bench, count, words).seconds
+    with processes.running(bench.url, count, words) as running:
+        tally = running.tally()
+        tally.wait_for_processes(1)
+        began = tally.go()
+        return count / (tally.wait_for(count) - began)
 
 
 def _publisher(peer: Peer, count: int) -> list[str]:
