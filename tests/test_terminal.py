@@ -21,6 +21,8 @@ import pytest
 
 from pubsub_core import NoRetry, PubSub, Worker
 from tests.servers import RealServer
+from tests.test_docs import blocks
+from tests.test_operating_guide import GUIDE
 
 WITHIN = 20.0
 PUBSUB = os.fspath(Path(sys.executable).parent / "pubsub")
@@ -141,6 +143,35 @@ def test_tables_are_drawn_and_plain_where_they_are_piped(shop: PubSub):
         "topic", "group", "waiting", "in", "hand", "parked", "dead", "oldest", "workers", "paused",
     ]  # fmt: skip
     assert "\x1b" not in piped
+
+
+@pytest.mark.usefixtures("shop")
+def test_the_guide_shows_the_screen_as_it_is(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PUBSUB_NAMESPACE", f"test-{uuid.uuid4().hex}")
+    night = PubSub(group="billing")
+
+    @night.subscribe("orders.placed", retry=NoRetry())
+    def charge(order: int) -> None:
+        if order > 100:
+            raise ValueError("more than the limit of the card")
+
+    for number in range(1, 41):
+        night.publish("orders.placed", 10 * number)
+    work(night)
+    with terminal("status") as screen:
+        assert screen.end() == 0
+    night.close()
+
+    (shown,) = [one[2] for one in blocks(GUIDE, "text") if "─────" in one[2]]
+    written = screen.text.replace(night.settings.url, "redis://localhost:6379/0")
+    assert lines_of(written.replace(night.settings.namespace, "pubsub")) == lines_of(shown)
+
+
+def lines_of(text: str) -> list[str]:
+    """Return the lines, but for the time, what fills the width, and blank ones."""
+    text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ", "TIME", text)
+    lines = [re.sub(r"\s+", " ", line).strip() for line in text.splitlines()]
+    return [line.replace("─", "") for line in lines if line]
 
 
 def test_an_id_stays_whole_on_a_narrow_terminal(shop: PubSub):

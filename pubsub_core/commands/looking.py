@@ -300,7 +300,10 @@ def find(desk: Desk, message_id: str, topic: str | None) -> Found:
         if found is not None:
             return found
     where = f"in topic {topic!r}" if topic else "in any topic that is known"
-    raise NotFound(f"there is no message {message_id!r} {where}: it was never published, or is not kept any more")
+    raise NotFound(
+        f"there is no message {message_id!r} {where}: it was never published, or is not kept any more. "
+        "Only so many messages are looked at, from when it was published on; by its position it is found wherever it is"
+    )
 
 
 def _show_found(desk: Desk, found: Found) -> None:
