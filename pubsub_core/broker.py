@@ -512,6 +512,26 @@ class Examinable(Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True)
+class Leftovers:
+    """What is kept and on no list: topics that no worker consumed, and groups that are gone and left something.
+
+    `is_complete` is False if there was too much to look at all of it.
+    """
+
+    topics: Sequence[str]
+    groups: Sequence[SubscriptionKey]
+    is_complete: bool
+
+
+@runtime_checkable
+class Searchable(Protocol):
+    """A broker that can look through what it keeps for what no list has. Optional."""
+
+    def leftovers(self) -> Leftovers:
+        """Return what is left over. Bounded: some seconds at most. Raises NotPermitted if the user may not look."""
+
+
 class Backend(Protocol):
     """What an entry point of the group `pubsub.backends` is: called with a URL of its scheme, it makes a broker.
 

@@ -3,14 +3,16 @@
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
-from pubsub_core.broker import Examinable, Finding, GroupState, Inspector, Severity
-from pubsub_core.errors import BrokerUnavailable
+from pubsub_core.broker import USUAL, Examinable, Finding, GroupState, Inspector, Searchable, Severity, TopicState
+from pubsub_core.errors import BrokerUnavailable, NotPermitted
 from pubsub_core.message import SubscriptionKey
 from pubsub_core.pubsub import PubSub
 
 SOON = 1.0  # seconds by which clocks may differ without anybody minding
 _MANY = 10_000  # messages that wait
 _LATE = timedelta(minutes=5)
+_SLACK = 3600.0  # seconds by which messages may be kept longer than they are to be
+_FEW = 500  # messages that a server may keep beside: it removes many at a time
 _LARGE = 1024**3  # bytes
 
 _ORDER = ("error", "warning", "note")
@@ -27,6 +29,8 @@ def examine(pubsub: PubSub) -> Sequence[Finding]:
         findings += _clock(pubsub)
         if isinstance(broker, Inspector):
             findings += _topics(pubsub, broker)
+        if isinstance(broker, Searchable):
+            findings += _leftovers(pubsub, broker)
     except BrokerUnavailable as error:
         return [
             Finding(
@@ -71,7 +75,7 @@ def _topics(pubsub: PubSub, inspector: Inspector) -> Iterator[Finding]:
             )
         for state in states:
             yield from _group(pubsub, state, subscriptions, inspector)
-        yield from _growth(inspector, topic)
+        yield from _growth(pubsub, inspector, topic)
     for key in sorted(subscriptions - seen):
         yield Finding(
             "note",
@@ -79,6 +83,44 @@ def _topics(pubsub: PubSub, inspector: Inspector) -> Iterator[Finding]:
             f"no worker has ever consumed {_shown(key)}, which the application subscribes",
             "its handler was never called",
             "start a worker: pubsub worker",
+        )
+
+
+def _leftovers(pubsub: PubSub, broker: Searchable) -> Iterator[Finding]:
+    try:
+        left = broker.leftovers()
+    except NotPermitted as error:
+        yield Finding(
+            "note",
+            "not permitted to look",
+            f"whether anything is left over could not be looked at: {error}",
+            "what nobody needs any more takes memory",
+            "run doctor with a user that may: +scan",
+        )
+        return
+    for topic in sorted({*left.topics} - {one.name for one in pubsub.topics}):
+        yield Finding(
+            "note",
+            "orphaned topic",
+            f"topic {topic!r} has messages, and neither does this application declare it nor did a worker consume it",
+            "its name may be misspelt where it is published; nothing of it is ever removed",
+            f"see what it has: tail {topic}; if it is not needed: purge {topic} --everything",
+        )
+    for key in left.groups:
+        yield Finding(
+            "warning",
+            "orphaned keys",
+            f"{_shown(key)} is gone, and dead letters or notes of it are left",
+            "they take memory, and nobody looks after them",
+            f"see what is dead: dead list {key.topic} --group {key.group}; then: remove-group {key.topic} {key.group}",
+        )
+    if not left.is_complete:
+        yield Finding(
+            "note",
+            "not all looked at",
+            "the broker keeps so much, or on so many servers, that not all was looked through for what is left over",
+            "what nobody needs any more takes memory",
+            "look through it by the means of each server, as redis-cli --scan is one",
         )
 
 
@@ -149,8 +191,17 @@ def _behind(pubsub: PubSub, state: GroupState) -> Iterator[Finding]:
         )
 
 
-def _growth(inspector: Inspector, topic: str) -> Iterator[Finding]:
+def _growth(pubsub: PubSub, inspector: Inspector, topic: str) -> Iterator[Finding]:
     state = inspector.topic(topic)
+    if topic in {one.name for one in pubsub.topics} and _is_kept_too_long(pubsub, inspector, state):
+        yield Finding(
+            "warning",
+            "not removed",
+            f"topic {topic!r} holds messages since {state.oldest} that every group has settled, for longer than "
+            "its retention says",
+            "the topic grows without end",
+            f"start a worker, which removes them, or if one runs see its log; at once: purge {topic}",
+        )
     if state.messages and not state.groups:
         yield Finding(
             "warning",
@@ -177,6 +228,19 @@ def _growth(inspector: Inspector, topic: str) -> Iterator[Finding]:
             "when the server's memory is full, publishing fails",
             "see which group is behind: groups; shorten PUBSUB_RETENTION, or declare the topic with max_backlog=",
         )
+
+
+def _is_kept_too_long(pubsub: PubSub, inspector: Inspector, state: TopicState) -> bool:
+    """Whether many messages are there still that every group has settled, and that should be gone since an hour."""
+    keep = pubsub.runtime.topics.get(state.topic, USUAL).retention or pubsub.settings.retention
+    bound = datetime.fromtimestamp(pubsub.runtime.broker.time() - keep - _SLACK, UTC)
+    if state.oldest is None or state.oldest >= bound or not state.groups:
+        return False
+    if any(one.oldest_unsettled is not None and one.oldest_unsettled < bound for one in inspector.groups(state.topic)):
+        return False
+    first = [one.position for one in inspector.peek(state.topic, _FEW, after=state.oldest)]
+    due = [one.position for one in inspector.peek(state.topic, 1, after=bound)]
+    return len(first) == _FEW and not {*first} & {*due}
 
 
 def _shown(key: SubscriptionKey) -> str:

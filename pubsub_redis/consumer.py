@@ -54,7 +54,7 @@ _REMEMBERED = 20_000  # settled entries per group, at most; a worker settles few
 _REMEMBERED_IN_ALL = 100_000
 _TRIM = 10_000  # entries in one script call
 _TIDY = 60.0  # seconds
-_PAUSES = 1.0  # seconds, at least, between two looks for what is paused
+_PAUSES = 0.9  # seconds, at least, between two looks for what is paused
 _TIDY_IDLE = 300.0
 _RETAIN_IDLE = 120.0  # seconds between two looks at what may go, of a topic that this process has nothing to do with
 _SCAN = 60.0  # seconds between two looks at the names in the groups, where no worker is known to be silent
@@ -149,7 +149,7 @@ class RedisConsumer:
         self._stragglers_at = self._stragglers_until = math.inf
         self._stragglers_pause = 0.0
         self._came_at: float | None = None
-        self._pauses_at = 0.0
+        self._looked_for_pauses_at = -math.inf
         self._beaten_at = 0.0
         self._listed_at = -math.inf
         self._beat_at = 0.0
@@ -197,6 +197,8 @@ class RedisConsumer:
             self._is_certain = False  # we were frozen, so others may have these: the next call hands back what is ours
             self._forget_unparked(received)
             return []
+        if received and time.monotonic() - self._looked_for_pauses_at >= _PAUSES:
+            received = self._hand_back_paused(received)
         # Not earlier: what the server gave us and an error kept from the caller is handed back.
         key = None
         for one in received:
@@ -216,6 +218,10 @@ class RedisConsumer:
         self, credit: Mapping[SubscriptionKey, int], deadline: float, done: Sequence[Delivery[bytes]]
     ) -> Deliveries:
         while True:
+            if self._control is not None and self._control.has_more():
+                self._read_control()
+            if time.monotonic() >= self._look_for_pauses_at():
+                self._look_for_pauses()
             now = time.monotonic()
             wanted = self._wanted(credit)
             is_due = any(self._due_at(group) <= now for group, _ in wanted)
@@ -227,7 +233,9 @@ class RedisConsumer:
                 received = self._sweep(wanted, done)
             else:
                 quiet = [self._quiet_until] if self._quiet_until > now else []
-                until = min([deadline, *quiet, *(self._due_at(group) for group, _ in wanted)])
+                until = min(
+                    [deadline, self._look_for_pauses_at(), *quiet, *(self._due_at(group) for group, _ in wanted)]
+                )
                 received, is_woken = self._block(reads, until - now, done)
                 if is_woken:
                     return received
@@ -254,8 +262,6 @@ class RedisConsumer:
 
         One round trip per node, two if something may be due.
         """
-        if self._control is not None and self._control.has_more():
-            self._read_control()
         acks = self._ack_commands(done)
         taken = self._take_suspect(wanted, acks)
         if self._is_at_last_chance(taken):
@@ -500,13 +506,34 @@ class RedisConsumer:
                 self._broker.call(key, ("SADD", key, *topics), "naming topics")
 
     def _look_for_pauses(self) -> None:
-        """Find out which groups are paused: what is said on the control channel may be missed."""
+        """Find out which groups are paused: what is said on the control channel may be missed.
+
+        Nobody who waits needs to know. So this is done when something came, before it is handed out, and while a group
+        is paused; both only if it was not done lately.
+        """
         key = paused_key(self._namespace)
+        self._looked_for_pauses_at = time.monotonic()
         paused = {name.decode() for name in self._broker.call(key, ("HGETALL", key), "looking for pauses")[::2]}
         for group in self._groups.values():
             was_paused, group.is_paused = group.is_paused, " ".join(group.key) in paused
             if group.is_paused != was_paused:
                 self.wake()
+
+    def _look_for_pauses_at(self) -> float:
+        """Return when to look next whether what is paused still is: nothing else that we wait for would tell."""
+        is_any_paused = any(group.is_paused for group in self._groups.values())
+        return self._looked_for_pauses_at + _PAUSES if is_any_paused else math.inf
+
+    def _hand_back_paused(self, received: Deliveries) -> Deliveries:
+        """Find out what is paused by now, hand back what came of that, uncounted, and return the rest."""
+        self._look_for_pauses()
+        kept = [one for one in received if not self._groups[one.subscription].is_paused]
+        if len(kept) < len(received):
+            for key, group in self._groups.items():
+                if group.is_paused:
+                    ours = [(_position(one), one.message.attempt) for one in received if one.subscription == key]
+                    self._hand_back(group, ours)
+        return kept
 
     def _subscribed(self) -> Link | None:
         """Return a connection on which wake-ups come, or None if that is not permitted: we look by ourselves too."""
@@ -616,7 +643,7 @@ class RedisConsumer:
         """Return what could not be parked, as far as it is asked for now, after the acknowledgements."""
         left, chosen = Counter(credit), []
         for one in self._unparked:
-            if left[one.subscription] > 0:
+            if left[one.subscription] > 0 and not self._groups[one.subscription].is_paused:
                 left[one.subscription] -= 1
                 chosen.append(one)
         if chosen:
@@ -787,9 +814,7 @@ class RedisConsumer:
     def maintain(self) -> float:
         """See the seam. Of a whole fleet one process looks for dead consumers, every other heartbeat."""
         now = time.monotonic()
-        if self._beat_if_due() and self._was_certain and now >= self._pauses_at:
-            self._look_for_pauses()
-            self._pauses_at = now + _PAUSES
+        self._beat_if_due()
         if now >= self._look_at:
             self._take_back_if_lost()
             self._look_at = now + 2 * self._heartbeat

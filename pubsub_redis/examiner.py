@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pubsub_core.broker import Finding
-from pubsub_core.errors import BrokerError, NotPermitted, Unsupported
-from pubsub_redis.faults import is_missing_group
-from pubsub_redis.link import Command
+from pubsub_core.errors import BrokerError, BrokerUnavailable, NotPermitted, Unsupported
+from pubsub_redis.link import Command, script
 
 _PROBE = "~doctor"  # no topic has such a name
+_PROBE_EXPIRES = 10_000  # ms
 
 Ask = Callable[[Command], Any]
 """Runs one command, and raises our errors."""
@@ -47,13 +47,14 @@ class RedisExaminer:
 
     def _rights(self) -> Iterator[Finding]:
         """Say which commands of ours the user may not run."""
+        untried: Sequence[str] = ()
         try:
             user = self._ask(("ACL", "WHOAMI")).decode()
-            missing = [command for command in self._commands() if not self._may(user, command)]
+            missing = [_name(command) for command in self._commands() if not self._may(user, command)]
         except (NotPermitted, Unsupported):
-            missing = [command for command in self._commands() if self._is_refused(command)]
-        needed = sorted({_name(one) for one in missing if _name(one) not in _OPTIONAL})
-        useful = sorted({_name(one) for one in missing if _name(one) in _OPTIONAL})
+            missing, untried = self._tried()
+        needed = sorted({one for one in missing if one not in _OPTIONAL})
+        useful = sorted({one for one in missing if one in _OPTIONAL})
         if needed:
             yield Finding(
                 "error",
@@ -73,30 +74,63 @@ class RedisExaminer:
                 "ACL SETUSER the user with: " + " ".join(f"+{one.replace(' ', '|').lower()}" for one in useful),
             )
 
+        if untried:
+            yield Finding(
+                "note",
+                "rights not tried",
+                f"it is not known whether the user may run: {', '.join(untried)}. It may not ask, by ACL DRYRUN",
+                "what is missing shows only when it is needed",
+                "run doctor with a user that may: +acl|whoami +acl|dryrun",
+            )
+
+    @property
+    def _key(self) -> str:
+        return f"{self._prefix}:{{{self._prefix}}}:{_PROBE}"  # in a cluster, on the server that we ask
+
     def _commands(self) -> Sequence[Command]:
-        key, channel = f"{self._prefix}:{{{_PROBE}}}", f"{self._prefix}:control"
-        return [tuple(channel if word == "CHANNEL" else key if word == "KEY" else word for word in one.split())
-                for one in _COMMANDS]  # fmt: skip
+        places = {"KEY": self._key, "CHANNEL": f"{self._prefix}:control", "SHA": script("count")[1]}
+        return [tuple(places.get(word, word) for word in one.split()) for one in _COMMANDS]
 
     def _may(self, user: str, command: Command) -> bool:
         """Ask the server; where it does not know ACL DRYRUN this raises."""
         reply = self._ask(("ACL", "DRYRUN", user, *command))
         return bool(reply == b"OK" or b"wrong number" in reply.lower())
 
+    def _tried(self) -> tuple[list[str], list[str]]:
+        """Return which commands are refused, and which could not be tried.
+
+        They are run on a key that holds a string, and expires. For what writes something else that is of the wrong
+        type: it is refused or fails, and changes nothing. Without such a key only what reads is tried.
+        """
+        commands = self._commands()
+        guard = ("SET", self._key, "", "PX", _PROBE_EXPIRES)
+        try:
+            self._ask(guard)
+            is_guarded, refused = True, []
+        except NotPermitted:
+            is_guarded, refused = False, ["SET"]
+        except BrokerError:  # a replica, or a server without memory: that is found elsewhere
+            is_guarded, refused = False, []
+        can_try = {_name(one) for one in commands} - _UNTRIED if is_guarded else _HARMLESS
+        trials = [one for one in commands if _name(one) in can_try and _name(one) not in ("SET", "DEL")]
+        refused += [_name(one) for one in trials if self._is_refused(one)]
+        if is_guarded and self._is_refused(("DEL", self._key)):
+            refused.append("DEL")
+        return refused, sorted({_name(one) for one in commands} - can_try - {*refused})
+
     def _is_refused(self, command: Command) -> bool:
-        """Try it, if it changes nothing on a key that is not there."""
-        if _name(command) not in _HARMLESS:
-            return False
         try:
             self._ask(command)
         except NotPermitted:
             return True
-        except BrokerError as error:
-            return not is_missing_group(error.__cause__) and "no permission" in str(error)
+        except BrokerUnavailable:
+            raise
+        except BrokerError:  # it fails for what it is asked to do, so it may be asked
+            return False
         return False
 
 
-# What publishing, consuming and looking after everything takes.
+# What publishing, consuming and looking after everything takes. Each is safe to run on a key of the wrong type.
 _COMMANDS = (
     "XADD KEY * f v",
     "XREADGROUP GROUP g c COUNT 1 STREAMS KEY >",
@@ -115,7 +149,7 @@ _COMMANDS = (
     "XGROUP DELCONSUMER KEY g c",
     "XGROUP SETID KEY g 0",
     "XGROUP DESTROY KEY g",
-    "EVALSHA 0 1 KEY",
+    "EVALSHA SHA 1 KEY 0 1",
     "EVAL return 1 KEY",
     "ZADD KEY 1 m",
     "ZREM KEY m",
@@ -140,14 +174,14 @@ _COMMANDS = (
     "DEL KEY",
     "EXISTS KEY",
     "INCRBY KEY 0",
-    "PEXPIRE KEY 1000",
+    "PEXPIRE KEY 10000",
     "PTTL KEY",
     "TIME",
-    "CLIENT UNBLOCK 1",
+    "CLIENT UNBLOCK x",
     "CLIENT INFO",
     "MULTI",
     "EXEC",
-    "CLIENT KILL ID 1",
+    "CLIENT KILL ID x",
     "PUBLISH CHANNEL m",
     "SUBSCRIBE CHANNEL",
     "MEMORY USAGE KEY",
@@ -162,6 +196,9 @@ _OPTIONAL: Mapping[str, str] = {
     "SUBSCRIBE": "retries and pauses come later, as workers only look from time to time",
     "MEMORY USAGE": "it is not known how much memory topics take",
 }
+
+# What would change what the connection is for.
+_UNTRIED = frozenset(["MULTI", "SUBSCRIBE"])
 
 _HARMLESS = frozenset(
     [

@@ -23,6 +23,7 @@ from pubsub_core.broker import (
     Found,
     GroupState,
     InHand,
+    Leftovers,
     ScheduleKey,
     ScheduleState,
     Standing,
@@ -47,6 +48,8 @@ _LOOK_PAGE = 250  # entries that a script looks at: the server does nothing else
 _LOOKED_AT = 100_000  # entries at most, to find one
 _CLOCKS_DIFFER = 10_000  # ms
 _TRIM = 10_000  # entries in one command
+_KEYS = 1000  # in one SCAN
+_KEYS_IN_ALL = 200_000  # at most, to find what is left over
 _ENTRY_ID = re.compile(r"\d{1,15}-\d{1,20}")
 
 
@@ -112,6 +115,32 @@ class RedisInspector:
         return [
             *RedisExaminer(lambda command: self.call(namespace, command, "examining the server"), namespace).findings()
         ]
+
+    def leftovers(self) -> Leftovers:
+        """Return what is kept and on no list; of a cluster, on one of its servers. See the seam."""
+        namespace = self.options.namespace
+        whole = re.compile(rf"{re.escape(namespace)}:\{{([^{{}}]+)\}}(?::(?:due|suspects|failures|dead):([\w.-]+))?")
+        topics: set[str] = set()
+        groups: set[SubscriptionKey] = set()
+        cursor, looked_at = b"0", 0
+        while looked_at < _KEYS_IN_ALL:
+            scan = ("SCAN", cursor, "MATCH", f"{namespace}:{{*", "COUNT", _KEYS)
+            cursor, page = self.call(namespace, scan, "looking for what is left over")
+            looked_at += _KEYS
+            for found in (whole.fullmatch(key.decode("utf-8", "replace")) for key in page):
+                if found is not None:
+                    topics.add(found[1])
+                    if found[2]:
+                        groups.add(SubscriptionKey(found[1], found[2]))
+            if cursor == b"0":
+                break
+        there = {
+            SubscriptionKey(topic, facts[b"name"].decode())
+            for topic in {one.topic for one in groups}
+            for facts in self._group_facts(self.keys(topic))
+        }
+        is_complete = cursor == b"0" and not self.servers.is_cluster
+        return Leftovers(sorted(topics - {*self.topics()}), sorted(groups - there), is_complete)
 
     # Topics and groups
 

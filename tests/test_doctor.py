@@ -157,6 +157,43 @@ def test_what_may_not_be_looked_at_is_a_warning(well_kept: RealServer):
     assert "ZSCORE" in rights.what
 
 
+@pytest.mark.parametrize("program", ["redis", "valkey"])
+def test_rights_to_write_are_tried_where_the_server_may_not_be_asked(program: str, request: pytest.FixtureRequest):
+    """On a key of its own, which is gone afterwards; nobody is disturbed."""
+    server: RealServer = request.getfixturevalue(program)
+    user = f"user-{uuid.uuid4().hex}"
+    lacks = ["xadd", "xtrim", "hsetnx", "sadd", "evalsha", "del", "pexpire", "xgroup|create", "client|kill"]
+    with Redis.from_url(server.url) as client:
+        client.execute_command("ACL", "SETUSER", user, "on", ">pw", "~*", "resetchannels", "+@all", "-acl",
+                               *(f"-{one}" for one in lacks))  # fmt: skip
+        clients = {one["id"] for one in client.client_list()}
+        pubsub = made(server.url.replace("redis://", f"redis://{user}:pw@"))
+        findings = [*pubsub.runtime.broker.examine()]  # type: ignore[attr-defined]  # it can be examined
+        assert clients <= {one["id"] for one in client.client_list()}
+        keys = [*client.scan_iter(f"{pubsub.settings.namespace}*")]
+        assert all(0 < client.pttl(one) <= 10_000 for one in keys)
+        assert len(keys) == 1  # as DEL is not permitted
+        client.execute_command("ACL", "SETUSER", user, "allchannels", *(f"+{one}" for one in lacks))
+        again = [*pubsub.runtime.broker.examine()]  # type: ignore[attr-defined]
+        assert not [*client.scan_iter(f"{pubsub.settings.namespace}*")]
+        client.execute_command("ACL", "SETUSER", user, "-set", "-zscore")
+        unwritten = [*pubsub.runtime.broker.examine()]  # type: ignore[attr-defined]
+        assert not [*client.scan_iter(f"{pubsub.settings.namespace}*")]
+        pubsub.close()
+        client.acl_deluser(user)
+
+    needed, useful = (next(one.what for one in findings if (one.severity, one.name) == (kind, "rights missing"))
+                      for kind in ("error", "warning"))  # fmt: skip
+    assert "may not run: DEL, EVALSHA, HSETNX, PEXPIRE, SADD, XADD, XGROUP CREATE, XTRIM (" in needed
+    assert "may not run: CLIENT KILL, PUBLISH" in useful
+    (untried,) = [one for one in again if one.name.startswith("rights")]
+    assert (untried.severity, "may run: MULTI, SUBSCRIBE." in untried.what) == ("note", True)
+    (needed,) = [one.what for one in unwritten if one.name == "rights missing"]
+    assert "may not run: SET, ZSCORE (" in needed
+    (untried,) = [one for one in unwritten if one.name == "rights not tried"]
+    assert {"XADD", "HSETNX", "SUBSCRIBE"} <= {*untried.what.partition(".")[0].replace(",", "").split()}
+
+
 def test_a_foreign_clock_is_found(well_kept: RealServer):
     clock = ManualClock(datetime.now(UTC) + timedelta(hours=1))
 
@@ -236,6 +273,71 @@ def test_a_name_without_a_group_is_orphaned(shop: PubSub):
     (key,) = [one.key for one in shop.subscriptions()]
     shop.inspector.remove_group(key)
     assert "'orders'" in named(examine(shop))["orphaned name"].what
+
+
+def test_what_no_list_has_is_found_and_can_be_removed(shop: PubSub, monkeypatch: pytest.MonkeyPatch):
+    declared(shop, fails=True)
+    shop.publish("orders", 1)
+    work(shop)
+    shop.publish("oders", 1)  # codespell:ignore
+    (key,) = [one.key for one in shop.subscriptions()]
+    stranger = PubSub(shop.settings.url, group="shipping", namespace=shop.settings.namespace)
+    with Redis.from_url(shop.settings.url) as client:
+        client.xgroup_destroy(f"{shop.settings.namespace}:{{orders}}", "billing")
+
+    findings = named(examine(stranger))
+
+    assert "'oders'" in findings["orphaned topic"].what
+    assert "purge oders --everything" in findings["orphaned topic"].mend
+    assert "'billing' of topic 'orders' is gone" in findings["orphaned keys"].what
+    assert "orphaned topic" not in named(examine(shop))  # which declares it, by publishing
+    monkeypatch.setenv("PUBSUB_NAMESPACE", shop.settings.namespace)
+    command = ["remove-group", *key, "--url", shop.settings.url]
+    result = CliRunner().invoke(pubsub_command, command, input="y\n")
+    assert (result.exit_code, "what is left of group 'billing'" in result.output) == (0, True)
+    assert CliRunner().invoke(pubsub_command, [*command, "--yes"]).exit_code == 4
+    assert "orphaned keys" not in found(stranger)
+
+
+def test_a_search_that_is_not_permitted_or_too_long_is_noted(shop: PubSub, monkeypatch: pytest.MonkeyPatch):
+    user = f"user-{uuid.uuid4().hex}"
+    with Redis.from_url(shop.settings.url) as client:
+        client.execute_command("ACL", "SETUSER", user, "on", ">pw", "~*", "&*", "+@all", "-scan")
+        pubsub = made(shop.settings.url.replace("redis://", f"redis://{user}:pw@"))
+        finding = found(pubsub)["not permitted to look"]
+        client.acl_deluser(user)
+    assert (finding.severity, finding.mend.rpartition("+")[2]) == ("note", "scan")
+
+    for number in range(20):
+        shop.publish(f"topic-{number}", 1)
+    monkeypatch.setattr("pubsub_redis.inspector._KEYS", 1)
+    monkeypatch.setattr("pubsub_redis.inspector._KEYS_IN_ALL", 2)
+    assert named(examine(shop))["not all looked at"].severity == "note"
+
+
+def test_a_topic_that_is_not_cleaned_up_is_found(shop: PubSub):
+    """Of which every group has settled far more than the server keeps beside."""
+    declared(shop)
+    work(shop)
+    stream = f"{shop.settings.namespace}:{{orders}}"
+    with Redis.from_url(shop.settings.url) as client, client.pipeline() as pipe:
+        client.delete(stream)
+        for number in range(1, 400):
+            pipe.xadd(stream, {"a": "b"}, id=f"1000-{number}")
+        pipe.xgroup_create(stream, "billing", "$")
+        pipe.execute()
+        assert "not removed" not in named(examine(shop))
+        for number in range(400, 800):
+            pipe.xadd(stream, {"a": "b"}, id=f"1000-{number}")
+        pipe.execute()
+        assert "not removed" not in named(examine(shop))  # the group has not settled them
+        client.xgroup_setid(stream, "billing", "$")
+    shop.publish("orders", 1)
+
+    finding = named(examine(shop))["not removed"]
+
+    assert "'orders' holds messages since 1970" in finding.what
+    assert finding.mend.endswith("purge orders")
 
 
 # The command

@@ -23,7 +23,7 @@ from pubsub_core.message import SubscriptionKey
 from pubsub_core.pubsub import PubSub
 from pubsub_core.target import default_target
 
-OK, REFUSED, USAGE, UNREACHABLE, NOT_FOUND, WARNINGS, ERRORS = 0, 1, 2, 3, 4, 5, 6
+OK, REFUSED, USAGE, UNREACHABLE, NOT_FOUND, WARNINGS, ERRORS, INTERRUPTED = 0, 1, 2, 3, 4, 5, 6, 130
 
 EXIT_CODES = """\b
 Exit codes:
@@ -32,6 +32,7 @@ Exit codes:
   2  wrong usage, wrong configuration, or the application cannot be imported
   3  the broker cannot be reached
   4  there is no such thing
+  130  interrupted (Ctrl-C)
 """
 
 
@@ -51,6 +52,12 @@ class Unreachable(click.ClickException):
     """The broker cannot be reached."""
 
     exit_code = UNREACHABLE
+
+
+class Interrupted(click.ClickException):
+    """Somebody pressed Ctrl-C."""
+
+    exit_code = INTERRUPTED
 
 
 class NotFound(click.ClickException):
@@ -120,6 +127,8 @@ def command(
                 pubsub.close()
         except (ConfigurationError, ValidationError, CodecError) as error:
             raise Misused(str(error)) from None
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted") from None
         except BrokerUnavailable as error:
             raise Unreachable(str(error)) from None
         except PubSubError as error:
@@ -278,10 +287,17 @@ def _show_rich(names: Sequence[str], cells: Sequence[Sequence[str]], numeric: Se
         from rich.text import Text
     except ImportError:
         return False
+    console = Console()
     table = Table(box=box.SIMPLE_HEAD)
-    for name, right in zip(names, numeric, strict=True):
-        table.add_column(name, justify="right" if right else "left")
+    least = 0
+    for name, right, *column in zip(names, numeric, *cells, strict=True):
+        is_text = any(" " in cell for cell in column)
+        table.add_column(name, justify="right" if right else "left", no_wrap=not is_text, overflow="fold")
+        words = [word for cell in (name, *column) for word in (cell.split() if is_text else [cell])]
+        least += max(map(len, words), default=0) + 2
+    if least > console.width:
+        return False  # an id that is cut cannot be copied
     for line in cells:
         table.add_row(*map(Text, line))
-    Console().print(table)
+    console.print(table)
     return True

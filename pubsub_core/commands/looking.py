@@ -2,7 +2,8 @@
 
 import threading
 from collections.abc import Iterator, Mapping
-from typing import Any
+from contextlib import suppress
+from typing import Any, NoReturn
 
 import click
 
@@ -212,16 +213,12 @@ def tail(door: Door, *, takes_target: bool) -> click.Command:
             start = None if since is None else moment(since, desk.now())
         except ValueError:
             raise click.BadParameter(f"{since!r} is no moment: use 30m, 2h, or 2030-12-31T12:00Z") from None
-        never = threading.Event()
         messages = desk.inspector.peek(topic, limit, after=start)
-        while True:
-            for one in messages:
-                _show_line(desk, one)
-            if not follow:
-                return
-            start_at = messages[-1].position if messages else start_at_end(desk, topic)
-            while not (messages := desk.inspector.peek(topic, limit, after=start_at)):
-                never.wait(_FOLLOW)
+        for one in messages:
+            _show_line(desk, one)
+        if follow:
+            with suppress(KeyboardInterrupt):  # that is how to end it
+                _follow(desk, topic, messages[-1].position if messages else start_at_end(desk, topic))
 
     return command(
         door,
@@ -229,12 +226,24 @@ def tail(door: Door, *, takes_target: bool) -> click.Command:
         topic_argument(),
         limit_option(10),
         click.Option(["--since"], help="Begin at a moment, and go on from there: 30m, 2h, or an ISO time."),
-        click.Option(["-f", "--follow"], is_flag=True, help="Go on with what is published."),
+        click.Option(["-f", "--follow"], is_flag=True, help="Go on with what is published, until Ctrl-C."),
         takes_target=takes_target,
         name="tail",
         help="Show the newest messages of TOPIC, handled or not, with their payloads. Nothing is handed out.",
         examples=["tail orders.placed", "tail orders.placed --since 30m --json", "tail orders.placed --follow"],
     )
+
+
+def _follow(desk: Desk, topic: str, position: str | None) -> NoReturn:
+    """Show what comes behind a position, for ever."""
+    never = threading.Event()
+    while True:
+        messages = desk.inspector.peek(topic, _PAGE, after=position)
+        for one in messages:
+            _show_line(desk, one)
+        position = messages[-1].position if messages else position
+        if len(messages) < _PAGE:
+            never.wait(_FOLLOW)
 
 
 def start_at_end(desk: Desk, topic: str) -> str:
@@ -291,7 +300,10 @@ def find(desk: Desk, message_id: str, topic: str | None) -> Found:
         if found is not None:
             return found
     where = f"in topic {topic!r}" if topic else "in any topic that is known"
-    raise NotFound(f"there is no message {message_id!r} {where}: it was never published, or is not kept any more")
+    raise NotFound(
+        f"there is no message {message_id!r} {where}: it was never published, or is not kept any more. "
+        "Only so many messages are looked at, from when it was published on; by its position it is found wherever it is"
+    )
 
 
 def _show_found(desk: Desk, found: Found) -> None:

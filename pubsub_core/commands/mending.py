@@ -1,11 +1,12 @@
 """`pause`, `resume`, `seek`, `purge`, `remove-group`, `cancel`: what changes how things stand."""
 
 import re
+from collections.abc import Sequence
 from datetime import datetime
 
 import click
 
-from pubsub_core.broker import GroupState
+from pubsub_core.broker import GroupState, Searchable
 from pubsub_core.commands import Door
 from pubsub_core.commands.frame import (
     Desk,
@@ -17,6 +18,7 @@ from pubsub_core.commands.frame import (
     topic_argument,
     yes_option,
 )
+from pubsub_core.errors import NotPermitted
 from pubsub_core.message import SubscriptionKey
 
 _POSITION = re.compile(r"\d+(-\d+)?")
@@ -137,6 +139,11 @@ def remove_group(door: Door, *, takes_target: bool) -> click.Command:
 
     def run(desk: Desk, topic: str, group: str, *, yes: bool) -> None:
         key = SubscriptionKey(topic, group)
+        if key not in {one.key for one in desk.inspector.groups(topic)} and key in _left(desk):
+            confirm(f"This deletes what is left of group {group!r} of topic {topic!r}, which is gone", yes=yes)
+            desk.inspector.remove_group(key)
+            _say(desk, key, "removed", "is deleted")
+            return
         state = _state(desk, key)
         confirm(
             f"This deletes group {group!r} of topic {topic!r} for good, with {state.pending:,} messages that are not "
@@ -152,6 +159,15 @@ def remove_group(door: Door, *, takes_target: bool) -> click.Command:
         help="Delete a GROUP of TOPIC that no worker consumes any more, so that it holds no messages back any more.",
         examples=["remove-group orders.placed newsletter"],
     )  # fmt: skip
+
+
+def _left(desk: Desk) -> Sequence[SubscriptionKey]:
+    """Return the groups that are gone, of which something is left, as far as one may look."""
+    broker = desk.pubsub.runtime.broker
+    try:
+        return broker.leftovers().groups if isinstance(broker, Searchable) else ()
+    except NotPermitted:
+        return ()
 
 
 def cancel(door: Door, *, takes_target: bool) -> click.Command:

@@ -9,7 +9,7 @@ from typing import IO, Any
 import click
 
 from pubsub_core.commands import Door
-from pubsub_core.commands.frame import Desk, Misused, command, topic_argument
+from pubsub_core.commands.frame import Desk, Interrupted, Misused, command, topic_argument
 from pubsub_core.errors import CodecError, PubSubError, ValidationError
 
 _BATCH = 500
@@ -70,21 +70,26 @@ def _read(desk: Desk, topic: str, encoded: bytes, what: str) -> Any:
 
 def _publish_lines(desk: Desk, topic: str, file: IO[bytes], options: dict[str, Any]) -> None:
     """Publish line by line, many at a time; say on stderr how it goes, if that is a terminal."""
-    count = 0
+    count = sending = 0
     lines = enumerate(file, 1)
-    with click.progressbar(
-        length=_size(file), label="publishing", file=sys.stderr, hidden=not sys.stderr.isatty()
-    ) as bar:
-        while some := list(islice(lines, _BATCH)):
-            try:
-                with desk.pubsub.batch() as batch:
-                    failure = _add(desk, batch, topic, some, options)
-            except PubSubError as error:
-                raise type(error)(f"{error}. {count:,} messages were published before") from None
-            count += len(batch.ids)
-            bar.update(sum(len(line) for _, line in some))
-            if failure is not None:
-                raise Misused(f"{failure}. {count:,} messages were published before")
+    try:
+        with click.progressbar(
+            length=_size(file), label="publishing", file=sys.stderr, hidden=not sys.stderr.isatty()
+        ) as bar:
+            while some := list(islice(lines, _BATCH)):
+                sending = len(some)
+                try:
+                    with desk.pubsub.batch() as batch:
+                        failure = _add(desk, batch, topic, some, options)
+                except PubSubError as error:
+                    raise type(error)(f"{error}. {count:,} messages were published before") from None
+                count, sending = count + len(batch.ids), 0
+                bar.update(sum(len(line) for _, line in some))
+                if failure is not None:
+                    raise Misused(f"{failure}. {count:,} messages were published before")
+    except KeyboardInterrupt:
+        perhaps = f", and perhaps the {sending:,} lines after them" if sending else ""
+        raise Interrupted(f"interrupted. {count:,} messages were published{perhaps}") from None
     desk.answer({"count": count}, lambda: click.echo(f"{count:,} messages published"))
 
 

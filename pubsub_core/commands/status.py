@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -18,21 +19,26 @@ def status(door: Door, *, takes_target: bool) -> click.Command:
     """Make the command `status`."""
 
     def run(desk: Desk, *, watch: float | None) -> None:
+        if watch is None:
+            desk.answer(*_look(desk))
+            return
         never = threading.Event()
-        while True:
-            facts, text = _look(desk)
-            if watch is not None and not desk.as_json:
-                click.clear()
-            desk.answer(facts, text)
-            if watch is None:
-                return
-            never.wait(watch)
+        with suppress(KeyboardInterrupt):  # that is how to end it
+            while True:
+                facts, text = _look(desk)
+                if not desk.as_json:
+                    click.clear()
+                desk.answer(facts, text)
+                never.wait(watch)
 
     return command(
         door,
         run,
         click.Option(
-            ["-w", "--watch"], type=click.FloatRange(min=0.1), metavar="SECONDS", help="Show it again and again."
+            ["-w", "--watch"],
+            type=click.FloatRange(min=0.1),
+            metavar="SECONDS",
+            help="Show it again and again, until Ctrl-C.",
         ),
         takes_target=takes_target,
         name="status",
