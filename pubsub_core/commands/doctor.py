@@ -12,6 +12,7 @@ Exit codes:
   2  wrong usage, wrong configuration, or the application cannot be imported
   5  there are warnings
   6  there are errors: messages are lost or not handled, or the broker cannot be reached
+  130  interrupted (Ctrl-C)
 """
 
 

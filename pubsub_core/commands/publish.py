@@ -4,13 +4,16 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from itertools import islice
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
 from pubsub_core.commands import Door
 from pubsub_core.commands.frame import Desk, Interrupted, Misused, command, topic_argument
 from pubsub_core.errors import CodecError, PubSubError, ValidationError
+
+if TYPE_CHECKING:
+    from click._termui_impl import ProgressBar
 
 _BATCH = 500
 
@@ -73,9 +76,7 @@ def _publish_lines(desk: Desk, topic: str, file: IO[bytes], options: dict[str, A
     count = sending = 0
     lines = enumerate(file, 1)
     try:
-        with click.progressbar(
-            length=_size(file), label="publishing", file=sys.stderr, hidden=not sys.stderr.isatty()
-        ) as bar:
+        with _bar(_size(file)) as bar:
             while some := list(islice(lines, _BATCH)):
                 sending = len(some)
                 try:
@@ -84,13 +85,27 @@ def _publish_lines(desk: Desk, topic: str, file: IO[bytes], options: dict[str, A
                 except PubSubError as error:
                     raise type(error)(f"{error}. {count:,} messages were published before") from None
                 count, sending = count + len(batch.ids), 0
-                bar.update(sum(len(line) for _, line in some))
+                bar.update(sum(len(line) for _, line in some), count)
                 if failure is not None:
                     raise Misused(f"{failure}. {count:,} messages were published before")
     except KeyboardInterrupt:
         perhaps = f", and perhaps the {sending:,} lines after them" if sending else ""
         raise Interrupted(f"interrupted. {count:,} messages were published{perhaps}") from None
     desk.answer({"count": count}, lambda: click.echo(f"{count:,} messages published"))
+
+
+def _bar(size: int) -> "ProgressBar[int]":
+    """Return what shows how many messages were published; and how far that is, if so many bytes are known to come."""
+    return click.progressbar(
+        length=size,
+        label="publishing",
+        file=sys.stderr,
+        hidden=not sys.stderr.isatty(),
+        item_show_func=lambda count: "" if count is None else f"{count:,} messages",
+        bar_template="%(label)s  [%(bar)s]  %(info)s" if size else "%(label)s  %(info)s",
+        show_percent=size > 0,
+        show_eta=size > 0,
+    )
 
 
 def _add(desk: Desk, batch: Any, topic: str, lines: Iterable[tuple[int, bytes]], options: dict[str, Any]) -> str | None:
