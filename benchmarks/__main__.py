@@ -36,7 +36,7 @@ def main() -> None:
     with redis_server() as server:
         about = surroundings(server.url)
         print(as_sentence(about), file=sys.stderr, flush=True)
-        bench = Bench(server.url, server.pid, QUICK if options.quick else 1)
+        bench = Bench(server.url, server.pid, QUICK if options.quick else 1, options.idle)
         results = measured(options.groups, bench, 1 if options.quick else options.rounds, options.only)
     print(f"\n{as_sentence(about)}\n\n{as_text(results)}")
     if options.markdown:
@@ -63,6 +63,9 @@ def parsed() -> argparse.Namespace:
     )
     parser.add_argument("--list", action="store_true", help="say which rows there are")
     parser.add_argument("--rounds", type=int, default=5, metavar="N")
+    parser.add_argument(
+        "--idle", type=float, default=30.0, metavar="SECONDS", help="how long an idle process is watched (30)"
+    )
     parser.add_argument("--quick", action="store_true", help="a hundredth of the work, one round: to see that it runs")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="put the table into FILE, below its marker line")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure into FILE")

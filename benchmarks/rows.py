@@ -14,11 +14,15 @@ REDIS_PY = "redis-py"
 
 @dataclass
 class Bench:
-    """What a side is measured with. `share`: a quick run does only so much of the work, `1 / share` of it."""
+    """What a side is measured with. `share`: a quick run does only so much of the work, `1 / share` of it.
+
+    `idle` is how many seconds an idle process is watched.
+    """
 
     url: str
     server_pid: int
     share: int = 1
+    idle: float = 30.0
     remarks: dict[str, str] = field(default_factory=dict)
 
     def few(self, count: int, least: int = 10) -> int:
