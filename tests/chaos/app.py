@@ -91,10 +91,13 @@ if _victim and not os.path.exists(_flag):
             for thread in threading.enumerate():
                 if thread.name.startswith(str(_victim)) and thread.ident:
                     time.sleep(1)
-                    ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                        ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit)
-                    )
-                    thread.join()  # it notices when it next runs Python code, and lives until then
+                    while thread.is_alive():
+                        ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                            ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit)
+                        )
+                        # It notices when it next runs Python code, within 2 s, and lives until then. If that is code of
+                        # the handler, only that has failed.
+                        thread.join(3)
                     os.write(_LOG, (json.dumps(["death", "", 0, os.getpid(), time.time()]) + "\n").encode())
                     return
             time.sleep(0.05)

@@ -217,7 +217,7 @@ def test_the_death_of_a_library_thread(field: Field, record: Record, thread: str
     )
     (first,) = field.children(supervisor)
     field.produce(pause=0.05)
-    field.until(lambda: bool(field.noted("death")), 10, "the thread is dead")
+    field.until(lambda: bool(field.noted("death")), 20, "the thread is dead")
     field.until(lambda: first not in field.children(supervisor), 10, "its process is gone")
     field.until(lambda: any(run.pid != first for run in field.runs()), 10, "another works")
     ((_, died),) = field.noted("death")
