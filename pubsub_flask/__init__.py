@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pubsub_core import (
         Batch,
+        BatchFailure,
         Broker,
         BrokerError,
         BrokerFull,
@@ -78,6 +79,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Batch",
+    "BatchFailure",
     "Broker",
     "BrokerError",
     "BrokerFull",

@@ -36,12 +36,17 @@ class Terminal:
     def __init__(self, *words: str, columns: int = 160, stdin: int | None = None) -> None:
         self._ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
-        command = [PUBSUB, *words]
+        # As a shell starts it: who runs these tests in the background ignores Ctrl-C, and so would we.
+        command = ["env", "--default-signal=INT", PUBSUB, *words]
         environment = {**os.environ, "TERM": "xterm-256color", "LANG": "C.UTF-8"}
         for name in ("NO_COLOR", "COLUMNS", "LINES", "FORCE_COLOR"):
             environment.pop(name, None)
         self._process = subprocess.Popen(
-            command, stdin=theirs if stdin is None else stdin, stdout=theirs, stderr=theirs, env=environment
+            command,
+            stdin=theirs if stdin is None else stdin,
+            stdout=theirs,
+            stderr=theirs,
+            env=environment,
         )
         os.close(theirs)
         self._written = b""
