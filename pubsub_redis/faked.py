@@ -1,7 +1,7 @@
 """fakeredis behind a TCP port of this process: `fakeredis://`, for tests without a server.
 
 Whatever connects to it in this process reaches the same data; `fakeredis://name` has data of its own. They are gone
-with the process, and no other process reaches them. INFO, ROLE, CONFIG, WAIT and WAITAOF are missing (fakeredis 2.40),
+with the process, and no other process reaches them. INFO, ROLE, CONFIG, WAIT and WAITAOF are missing (fakeredis 2.41),
 and a blocked read does not notice that its group is destroyed.
 """
 
@@ -18,7 +18,6 @@ from fakeredis import FakeServer
 from fakeredis._clients._tcp_server import encode_reply
 from fakeredis._helpers import SimpleError
 from fakeredis._socket import FakeSocket
-from fakeredis.model import StreamGroup
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
@@ -94,18 +93,6 @@ class _FakedClient(FakeSocket):
     def _decode_error(self, error: SimpleError) -> Any:
         """Keep the server's text, which fakeredis would turn into an error of redis-py and back."""
         return error
-
-    def _xreadgroup(  # noqa: PLR0917  # fakeredis has it so
-        self,
-        consumer_name: bytes,
-        group_params: list[tuple[StreamGroup, bytes, bytes]],
-        count: int | None,
-        noack: bool,
-        min_idle_time: int | None,
-        first_pass: bool,
-    ) -> dict[bytes, Any] | None:
-        """Return None if there is nothing: then fakeredis waits (BLOCK). It does so for reads without COUNT only."""
-        return super()._xreadgroup(consumer_name, group_params, count, noack, min_idle_time, False) or None
 
 
 def _shown(address: tuple[str, int]) -> str:

@@ -199,7 +199,7 @@ def valkey_server(*, unix: bool = False, **config: str) -> contextlib.AbstractCo
 class FakedServer:
     """fakeredis in this process, in the shape of a `RealServer`. Its data are gone when it is stopped or killed.
 
-    INFO, ROLE, CONFIG, WAIT and WAITAOF are missing (fakeredis 2.40), and a blocked read does not notice that its group
+    INFO, ROLE, CONFIG, WAIT and WAITAOF are missing (fakeredis 2.41), and a blocked read does not notice that its group
     is destroyed.
     """
 

@@ -17,6 +17,7 @@ import pytest
 from pubsub_core import DeadLetterReason, FixedDelay, HandlerTimeout, Message, NoRetry, PubSub, Worker, current_message
 from pubsub_core.worker import timeouts
 from pubsub_core.worker.event_loop import EventLoop
+from pubsub_core.worker.timeouts import Run
 from tests.servers import RealServer
 
 WITHIN = 15.0
@@ -258,6 +259,44 @@ def test_one_handler_that_blocks_the_loop_costs_the_others_only_that_loop(place:
         place.until(lambda: ("end", "first") in place.notes)
     assert place.notes.count(("start", "first")) == 1
     look_until(lambda: "pubsub-event-loop" not in {one.name for one in threading.enumerate()})
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_worker_is_alive_while_another_thread_takes_the_place_of_one_that_was_given_up(
+    place: Place, is_async: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, alive = threading.Event(), []
+
+    def block(message: Message) -> None:
+        go_on.wait(WITHIN)
+
+    async def block_the_loop(message: Message) -> None:
+        go_on.wait(WITHIN)
+
+    place.pubsub.subscribe("orders", timeout=SHORT, retry=NoRetry())(block_the_loop if is_async else block)
+    worker = Worker(place.pubsub, threads=1)
+    give_up = worker._executor.give_up
+
+    def give_up_who_has_ended(run: Run) -> None:
+        give_up(run)
+        if not is_async:
+            go_on.set()
+            look_until(lambda: run.thread not in {one.ident for one in threading.enumerate()})
+        alive.append(worker.is_alive)
+
+    def start(thread: threading.Thread) -> None:
+        alive.append(worker.is_alive)
+        thread.start()
+
+    monkeypatch.setattr(worker._executor, "give_up", give_up_who_has_ended)
+    monkeypatch.setattr("pubsub_core.worker.process.start_unless_ending", start)
+    monkeypatch.setattr("pubsub_core.worker.event_loop.start_unless_ending", start)
+    with worker:
+        place.pubsub.publish("orders", 1)
+        look_until(lambda: worker.abandoned == 1)
+        assert alive == [True] * (3 if is_async else 2)
+        assert worker.is_alive
+        go_on.set()
 
 
 def test_a_task_that_will_not_be_cancelled_leaves_its_loop_to_the_others(place: Place) -> None:

@@ -23,10 +23,10 @@ class EventLoop:
         self._died = died
         self._calls: dict[int, _Call] = {}  # by the thread that waits; a loop does not keep its tasks by itself
         self._blocked: list[asyncio.AbstractEventLoop] = []
-        self._make()
+        self._loop, self.thread = self._make()
 
-    def _make(self) -> None:
-        self._loop = loop = asyncio.new_event_loop()
+    def _make(self) -> tuple[asyncio.AbstractEventLoop, threading.Thread]:
+        loop = asyncio.new_event_loop()
 
         def run() -> None:
             try:
@@ -38,7 +38,7 @@ class EventLoop:
                     if call.loop is loop:
                         call.end()
 
-        self.thread = library_thread("pubsub-event-loop", run, self._died)
+        return loop, library_thread("pubsub-event-loop", run, self._died)
 
     def start(self) -> None:
         """Run the loop."""
@@ -69,8 +69,9 @@ class EventLoop:
         call = self._calls.get(thread)
         if call is not None and call.loop is self._loop and call.is_unheard:
             self._blocked.append(self._loop)
-            self._make()
-            start_unless_ending(self.thread)
+            loop, replacement = self._make()
+            start_unless_ending(replacement)  # first: who looks whether it is alive must not find it unstarted
+            self._loop, self.thread = loop, replacement
 
     def stop(self) -> None:
         """Ask the loop to end, and those that were blocked. What still runs on them is cancelled, and soon left."""

@@ -9,6 +9,7 @@ import re
 import secrets
 import socket
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
@@ -104,6 +105,7 @@ class Worker:
         count = threads or self.settings.threads
         self._handover = Handover(self.subscriptions, count, self._read, self._consumer.wake)
         self._handlers = [self._handler(number) for number in range(1, count + 1)]
+        self._given_up = weakref.WeakSet[threading.Thread]()  # they may end before another takes their place
         self._maintenance = library_thread("pubsub-maintenance", self._maintain, self._died)
         self._process = 0
         self._stopping = threading.Event()
@@ -151,7 +153,7 @@ class Worker:
         needed = [self._settler.thread, self._timeouts.thread, self._maintenance, *self._handlers]
         if self._loop is not None:
             needed.append(self._loop.thread)
-        return all(thread.is_alive() for thread in needed)
+        return all(thread.is_alive() or thread in self._given_up for thread in needed)
 
     @property
     def progress(self) -> Progress:
@@ -228,6 +230,7 @@ class Worker:
         while deliveries:
             started = monotonic()
             if not self._executor.execute(deliveries):
+                self._given_up.add(threading.current_thread())
                 return
             deliveries = self._handover.next(deliveries, monotonic() - started)
         self._executor.release(self._handover.stop())  # what a read brought while it was stopped
@@ -240,8 +243,9 @@ class Worker:
             self._loop.give_up(run.thread)
         for index, thread in enumerate(self._handlers):
             if thread.ident == run.thread:
-                self._handlers[index] = replacement = self._handler(index + 1)
-                start_unless_ending(replacement)
+                replacement = self._handler(index + 1)
+                start_unless_ending(replacement)  # first: see `is_alive`
+                self._handlers[index] = replacement
         self.abandoned += 1
 
     def _died(self, error: BaseException) -> None:
