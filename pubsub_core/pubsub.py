@@ -26,7 +26,6 @@ from pubsub_core.broker import (
     TopicOptions,
 )
 from pubsub_core.clock import Clock, SystemClock
-from pubsub_core.cron import CronSpec, EverySpec, Spec
 from pubsub_core.dead_letters import DeadLetters
 from pubsub_core.decorators import BatchHandlerDecorator, HandlerDecorator
 from pubsub_core.errors import (
@@ -53,6 +52,8 @@ from pubsub_core.versions import checked_version
 
 if TYPE_CHECKING:
     from typing_extensions import TypeForm
+
+    from pubsub_core.cron import Spec
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -276,6 +277,8 @@ class PubSub:
         it publishes to, is called `name`, by default after the function.
         Raises ConfigurationError for an expression that cannot be read or never comes.
         """
+        from pubsub_core.cron import CronSpec  # of a size that only those who schedule should load
+
         return self._scheduled(
             CronSpec(expression, tz), missed, name, group=group, retry=retry, timeout=timeout, concurrency=concurrency
         )
@@ -295,6 +298,8 @@ class PubSub:
 
         Its ticks are the multiples of the interval since 1970, UTC, so that all processes have the same.
         """
+        from pubsub_core.cron import EverySpec
+
         return self._scheduled(
             EverySpec(_seconds(interval)), missed, name, group=group, retry=retry, timeout=timeout,
             concurrency=concurrency,
@@ -302,7 +307,7 @@ class PubSub:
 
     def _scheduled(
         self,
-        spec: Spec,
+        spec: "Spec",
         missed: Missed,
         name: str | None,
         *,
@@ -350,6 +355,8 @@ class PubSub:
         The schedule is called `name`, by default after the topic. Raises ValidationError for a payload that does not
         fit the topic, and ConfigurationError for an expression that cannot be, or a name that is taken.
         """
+        from pubsub_core.cron import CronSpec, EverySpec
+
         declared = topic if isinstance(topic, Topic) else self.topic(topic)
         spec = CronSpec(when, tz) if isinstance(when, str) else EverySpec(_seconds(when))
         _check_missed(missed)

@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, takewhile
 from time import monotonic
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pubsub_core.broker import Broker, ScheduleKey
-from pubsub_core.cron import Spec
 from pubsub_core.errors import BrokerError
 from pubsub_core.message import Message
+
+if TYPE_CHECKING:
+    from pubsub_core.cron import Spec
 
 log = logging.getLogger("pubsub")
 
@@ -33,7 +35,7 @@ class Schedule:
 
     name: str
     topic: str
-    spec: Spec
+    spec: "Spec"
     missed: Missed = "once"
     payload: Any = None
 
@@ -151,7 +153,7 @@ def _seen_after_absence(schedule: Schedule, last: float, now: float) -> float:
     return _just_before(made_up[-1]) if made_up else last
 
 
-def _backwards(spec: Spec, moment: float) -> Iterator[float]:
+def _backwards(spec: "Spec", moment: float) -> Iterator[float]:
     while True:
         moment = spec.latest_until(moment)
         yield moment
