@@ -62,7 +62,7 @@ class UntypedJson:
             encoded = pydantic_core.to_json(payload, inf_nan_mode="constants")
         except (pydantic_core.PydanticSerializationError, ValueError, RecursionError) as error:
             raise ValidationError(f"the payload cannot be written as JSON: {_why_unwritable(error)}") from None
-        if b"NaN" in encoded or b"Infinity" in encoded or not _is_plain(payload):
+        if _has_words(encoded) or not _is_plain(payload):
             _refuse_what_is_lost(payload, encoded)
         if len(encoded) > _SURELY_READABLE:
             _refuse_unreadable(encoded)
@@ -123,7 +123,7 @@ class TypedJson(Generic[T]):
         try:
             if not (self._is_model and type(payload) is self.schema):
                 payload = self._validated(adapter, payload)
-            encoded = adapter.dump_json(payload, warnings="error", by_alias=True)
+            encoded: bytes = adapter.serializer.to_json(payload, warnings="error", by_alias=True)  # as `dump_json` does
         except pydantic.ValidationError as error:
             problems = problems_of(error)
             raise ValidationError(
@@ -315,11 +315,19 @@ def _may_hide_non_finite(written: bytes) -> bool:
     """Whether a NaN or an infinity may have been behind the JSON: pydantic writes "null" for those of models, and the
     words for all others.
     """
-    return b"null" in written or b"NaN" in written or b"Infinity" in written
+    return b"null" in written or _has_words(written)
 
 
 def _may_read_as_non_finite(encoded: bytes) -> bool:
-    return b"NaN" in encoded or b"Infinity" in encoded or _may_overflow(encoded)
+    return _has_words(encoded) or _may_overflow(encoded)
+
+
+def _has_words(encoded: bytes) -> bool:
+    # To look for a single byte takes a tenth of the time of looking for a word.
+    return (_N in encoded and b"NaN" in encoded) or (_I in encoded and b"Infinity" in encoded)
+
+
+_N, _I = b"NI"
 
 
 def _may_overflow(encoded: bytes) -> bool:

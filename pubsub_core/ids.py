@@ -9,19 +9,35 @@ from pubsub_core.clock import Clock
 
 _RAND_B = (1 << 62) - 1
 _VARIANT = 1 << 63
+_LAST = (1 << 48) - 1  # the bits after the last hyphen
 
 
 class _Last:
-    """What the last id of a process was made of."""
+    """What the last id of a process was made of. `head` is the id up to its last hyphen."""
 
-    __slots__ = ("lock", "milliseconds", "process", "random", "tail")
+    __slots__ = ("head", "lock", "milliseconds", "moment", "process", "random", "tail")
 
     def __init__(self) -> None:
         self.process = os.getpid()
         self.lock = threading.Lock()
         self.random = random.Random()
         self.milliseconds = -1
+        self.moment = datetime.fromtimestamp(0, UTC)
         self.tail = 0
+        self.head = ""
+
+    def begin(self, milliseconds: int) -> int:
+        """Go on to a new millisecond, at a random tail."""
+        self.milliseconds = milliseconds
+        self.moment = datetime.fromtimestamp(milliseconds / 1000, UTC)
+        tail = self.random.getrandbits(73)  # one bit of room to count up
+        self.set_head(tail)
+        return tail
+
+    def set_head(self, tail: int) -> None:
+        """Format what most tails of a millisecond have in common."""
+        middle = (_VARIANT | tail & _RAND_B) >> 48
+        self.head = f"{self.milliseconds >> 16:08x}-{self.milliseconds & 0xFFFF:04x}-7{tail >> 62:03x}-{middle:04x}-"
 
 
 class IdMaker:
@@ -37,21 +53,23 @@ class IdMaker:
 
     def __call__(self) -> str:
         """Return a new id, in the usual 36 characters."""
+        return self.with_moment()[0]
+
+    def with_moment(self) -> tuple[str, datetime]:
+        """Return a new id, and the moment that it says: `published_at` of it."""
         last = self._last
         if last.process != os.getpid():
             last = self._last = self._by_process.setdefault(os.getpid(), _Last())  # the same for all of our threads
         now = int(self._clock.time() * 1000)
         with last.lock:
             if now > last.milliseconds:
-                last.milliseconds = now
-                last.tail = last.random.getrandbits(73)  # one bit of room to count up
+                tail = last.begin(now)
             else:
-                last.tail += 1
-            milliseconds, tail = last.milliseconds, last.tail
-        low = _VARIANT | tail & _RAND_B
-        return "%08x-%04x-7%03x-%04x-%012x" % (  # noqa: UP031  # half the time of formatting part by part
-            milliseconds >> 16, milliseconds & 0xFFFF, tail >> 62, low >> 48, low & 0xFFFFFFFFFFFF,
-        )  # fmt: skip
+                tail = last.tail + 1
+                if not tail & _LAST:
+                    last.set_head(tail)
+            last.tail = tail
+            return "%s%012x" % (last.head, tail & _LAST), last.moment  # noqa: UP031  # quicker than any other way
 
 
 def published_at(message_id: str) -> datetime:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from pubsub_core.backends import masked
 from pubsub_core.broker import (
@@ -428,22 +428,19 @@ class PubSub:
         NotConfirmed (it is stored, but disk or replicas did not say so in time); or PublishUncertain.
         """
         runtime = self.runtime
-        message = self._message(runtime, topic, payload, key=key, headers=headers, expires=expires, id=id)
-        asked = self._durability(runtime, message.topic, durability)
-        own = _terms(message.topic, delay, at, expires, dedup)
-        terms = NO_TERMS if own is None else {message.id: own}
-        ids: Sequence[str] = (message.id,)
+        fields = self._fields(runtime, topic, payload, key, headers, expires, id)
+        name, own_id = fields["topic"], fields["id"]
+        asked = self._durability(runtime, name, durability)
+        own = _terms(name, delay, at, expires, dedup)
+        terms = NO_TERMS if own is None else {own_id: own}
+        ids: Sequence[str] = (own_id,)
 
-        def send(changed: Message[Any]) -> None:
+        def send(encoded: Message[bytes]) -> None:
             nonlocal ids
-            encoded = [self._encoded(runtime, changed)]
-            ids = runtime.broker.publish(encoded, asked, again=id is not None, terms=terms)
-            self.metrics.published(encoded, ids)
+            ids = runtime.broker.publish([encoded], asked, again=id is not None, terms=terms)
+            self.metrics.published([encoded], ids)
 
-        if self._publish_middleware:
-            chain(self._publish_middleware, send)(message)
-        else:
-            send(message)
+        self._through(runtime, fields, send)
         if runtime.settings.eager:
             self._drain(runtime)
         return ids[0]
@@ -472,17 +469,17 @@ class PubSub:
             return parse_durability(given)
         return self._topics[topic].durability or runtime.settings.durability
 
-    def _message(
+    def _fields(  # noqa: PLR0917  # by position: this is on the path of each publish
         self,
         runtime: Runtime,
         topic: str | Topic[Any],
         payload: Any,
-        *,
         key: str | None,
         headers: Mapping[str, str] | None,
         expires: float | timedelta | None,
         id: str | None,
-    ) -> Message[Any]:
+    ) -> dict[str, Any]:
+        """Return the fields of a message that is to be published."""
         name = topic.name if isinstance(topic, Topic) else (self._topics.get(topic) or self.topic(topic)).name
         if isinstance(topic, Topic) and self._topics.get(name) is not topic:
             raise ConfigurationError(
@@ -496,25 +493,32 @@ class PubSub:
         else:
             all_headers = NO_HEADERS
         if id is None:
-            id, now = runtime.make_id(), datetime.fromtimestamp(runtime.clock.time(), UTC)
+            id, now = runtime.make_id.with_moment()
         else:
             now = _moment_of(name, id)
-        return message_of(
-            {
-                "id": id,
-                "topic": name,
-                "payload": payload,
-                "published_at": now,
-                "key": key,
-                "headers": all_headers,
-                "attempt": 1,
-                "group": None,
-                "source": "publish",
-                "position": None,
-                "expires_at": None if expires is None else _expiry(name, now, expires),
-                "scheduled_for": None,
-            }
-        )
+        return {
+            "id": id,
+            "topic": name,
+            "payload": payload,
+            "published_at": now,
+            "key": key,
+            "headers": all_headers,
+            "attempt": 1,
+            "group": None,
+            "source": "publish",
+            "position": None,
+            "expires_at": None if expires is None else _expiry(name, now, expires),
+            "scheduled_for": None,
+        }
+
+    def _through(self, runtime: Runtime, fields: dict[str, Any], send: Callable[[Message[bytes]], None]) -> None:
+        """Have a message sent through the publish middleware."""
+        if self._publish_middleware:
+            chain(self._publish_middleware, lambda message: send(self._encoded(runtime, {**vars(message)})))(
+                message_of(fields)
+            )
+        else:
+            send(self._encoded(runtime, fields))
 
     _inherited_headers = staticmethod(inherited_headers)
 
@@ -526,21 +530,24 @@ class PubSub:
         message = Message(
             runtime.make_id(), schedule.topic, schedule.payload, now, source="cron", scheduled_for=scheduled_for
         )
-        chain(self._publish_middleware, lambda changed: made.append(self._encoded(runtime, changed)))(message)
+        self._through(runtime, {**vars(message)}, made.append)
         return made[0] if made else None
 
-    def _encoded(self, runtime: Runtime, message: Message[Any]) -> Message[bytes]:
-        topic = self._topics[message.topic]
+    def _encoded(self, runtime: Runtime, fields: dict[str, Any]) -> Message[bytes]:
+        """Return the message that has these fields, its payload written; they are its own from now on."""
+        topic = self._topics[fields["topic"]]
         try:
-            encoded = topic.codec.encode(message.payload)
+            encoded = topic.codec.encode(fields["payload"])
         except ValidationError as error:
-            raise ValidationError(f"nothing was published to {message.topic!r}: {error}", error.errors) from None
+            raise ValidationError(f"nothing was published to {topic.name!r}: {error}", error.errors) from None
         if len(encoded) > runtime.settings.max_payload:
             raise PayloadTooLarge(
-                f"nothing was published to {message.topic!r}: the payload is {len(encoded):,} bytes, more than "
+                f"nothing was published to {topic.name!r}: the payload is {len(encoded):,} bytes, more than "
                 f"PUBSUB_MAX_PAYLOAD={runtime.settings.max_payload:,}. Raise it, or publish where the payload is kept"
             )
-        return message_of({**vars(message), "payload": encoded, "headers": topic.versions.stamped(message.headers)})
+        fields["payload"] = encoded
+        fields["headers"] = topic.versions.stamped(fields["headers"])
+        return message_of(fields)
 
     # Looking, and mending
 
@@ -703,22 +710,18 @@ class Batch:
         The others are those of `PubSub.publish`. Raises ValidationError, adding nothing, if it does not fit.
         """
         pubsub, runtime = self._pubsub, self._runtime
-        message = pubsub._message(  # noqa: SLF001  # one unit with PubSub
-            runtime, topic, payload, key=key, headers=headers, expires=expires, id=id
-        )
-        own = _terms(message.topic, delay, at, expires, dedup)
-        chain(
-            pubsub._publish_middleware,  # noqa: SLF001
-            lambda changed: self._add(pubsub._encoded(runtime, changed)),  # noqa: SLF001
-        )(message)
+        fields = pubsub._fields(runtime, topic, payload, key, headers, expires, id)  # one unit with PubSub
+        name, own_id = fields["topic"], cast(str, fields["id"])
+        own = _terms(name, delay, at, expires, dedup)
+        pubsub._through(runtime, fields, self._add)  # noqa: SLF001
         if own is not None:
-            self._terms[message.id] = own
-        asked = self._durability or pubsub._durability(runtime, message.topic, None)  # noqa: SLF001
+            self._terms[own_id] = own
+        asked = self._durability or pubsub._durability(runtime, name, None)  # noqa: SLF001
         if asked is not self._asked:
             self._asked |= asked
         if id is not None:
             self._doubtful.add(id)
-        return message.id
+        return own_id
 
     def _add(self, message: Message[bytes]) -> None:
         self._waiting.append(message)
@@ -764,6 +767,8 @@ class Batch:
         self._note_stored(stored)
 
     def _count(self, messages: Sequence[Message[bytes]], stored: Mapping[str, str]) -> None:
+        if not self._pubsub.metrics.is_counting:
+            return
         those = [message for message in messages if message.id in stored]
         self._pubsub.metrics.published(those, [stored[message.id] for message in those])
 

@@ -828,6 +828,9 @@ def _name(message: Message[bytes]) -> _Name:
 
 def _chunks(messages: Sequence[Message[bytes]]) -> Iterator[Sequence[Message[bytes]]]:
     """Cut into pieces that neither side has to hold for long."""
+    if len(messages) <= _CHUNK_MESSAGES and sum([len(message.payload) for message in messages]) <= _CHUNK_BYTES:
+        yield messages
+        return
     chunk: list[Message[bytes]] = []
     size = 0
     for message in messages:
