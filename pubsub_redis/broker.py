@@ -55,6 +55,7 @@ _UNFENCED_FOR = 3600.0  # seconds after which no network still holds a request b
 _FENCED = -2  # what the script says
 _CANNOT = (NotPermitted, Unsupported)  # kill a connection
 
+_PIECE = 64
 _MULTI = b"*1\r\n$5\r\nMULTI\r\n"
 _EXEC = b"*1\r\n$4\r\nEXEC\r\n"
 
@@ -189,7 +190,6 @@ class RedisBroker(RedisInspector):
         """
         stream = self.keys(messages[0].topic).stream
         packed_stream = stream.encode()
-        packed = b"".join([packed_add(packed_stream, message) for message in messages])
         sent = None
         try:
             node = self.servers.node_of(stream)
@@ -202,10 +202,10 @@ class RedisBroker(RedisInspector):
                 sent = (node, link.client_id, link.address)
                 count = len(messages)
                 if count == 1:
-                    link.send_packed(packed, 1)
+                    link.send_packed([packed_add(packed_stream, messages[0])], 1)
                     results = [link.read()]
                 else:
-                    link.send_packed(_MULTI + packed + _EXEC, count + 2)
+                    link.send_packed(_in_pieces(packed_stream, messages), count + 2)
                     begun, *queued, results = link.read_many(count + 2)
                     if isinstance(begun, Exception):  # not permitted, so they went without
                         results = queued
@@ -824,6 +824,15 @@ def _close_all(idle: deque[Link]) -> None:
 
 def _name(message: Message[bytes]) -> _Name:
     return message.topic, message.id
+
+
+def _in_pieces(stream: bytes, messages: Sequence[Message[bytes]]) -> Iterator[bytes]:
+    """Pack a transaction piece by piece, so that the server reads the one while the next is packed."""
+    before = _MULTI
+    for at in range(0, len(messages), _PIECE):
+        packed = [packed_add(stream, message) for message in messages[at : at + _PIECE]]
+        yield b"".join([before, *packed, b"" if at + _PIECE < len(messages) else _EXEC])
+        before = b""
 
 
 def _chunks(messages: Sequence[Message[bytes]]) -> Iterator[Sequence[Message[bytes]]]:

@@ -8,7 +8,7 @@ import hashlib
 import math
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -140,12 +140,12 @@ class Link:
 
     def send(self, commands: Sequence[Command]) -> None:
         """Send the commands in one go."""
-        self.send_packed(b"".join(map(_pack, commands)), len(commands))
+        self.send_packed([b"".join(map(_pack, commands))], len(commands))
 
-    def send_packed(self, packed: bytes, count: int) -> None:
-        """Send so many commands that are packed already."""
+    def send_packed(self, pieces: Iterable[bytes], count: int) -> None:
+        """Send so many commands that are packed already, piece by piece."""
         self._unread += count
-        self._connection.send_packed_command([packed], check_health=False)
+        self._connection.send_packed_command(pieces, check_health=False)
 
     def read(self) -> Any:
         """Read one reply. An error that the server answers with is returned, a broken connection raised."""
