@@ -315,7 +315,7 @@ def _may_hide_non_finite(written: bytes) -> bool:
     """Whether a NaN or an infinity may have been behind the JSON: pydantic writes "null" for those of models, and the
     words for all others.
     """
-    return b"null" in written or _has_words(written)
+    return written.find(b"null") >= 0 or _has_words(written)
 
 
 def _may_read_as_non_finite(encoded: bytes) -> bool:
@@ -332,7 +332,7 @@ _N, _I = b"NI"
 
 def _may_overflow(encoded: bytes) -> bool:
     plain = encoded.translate(_DIGITS, b"+")
-    return b"e000" in plain or (len(plain) >= 300 and _MANY_ZEROS in plain)
+    return plain.find(b"0e000") >= 0 or (len(plain) >= 300 and _MANY_ZEROS in plain)
 
 
 _MANY_ZEROS = b"0" * 300

@@ -1,6 +1,5 @@
 """What a handler may ask about the delivery it is working on."""
 
-from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -8,34 +7,6 @@ from pubsub_core.message import Message
 
 CORRELATION_ID = "correlation-id"
 """The header that messages inherit from the one whose handler published them."""
-
-
-class OnlyCorrelation(Mapping[str, str]):
-    """The headers of a message that was published without any: its id is its correlation id. Immutable."""
-
-    __slots__ = ("_id",)
-
-    def __init__(self, message_id: str) -> None:
-        self._id = message_id
-
-    def __getitem__(self, name: str) -> str:
-        """Return the correlation id."""
-        if name != CORRELATION_ID:
-            raise KeyError(name)
-        return self._id
-
-    def __iter__(self) -> Iterator[str]:
-        """Return the one name."""
-        return iter((CORRELATION_ID,))
-
-    def __len__(self) -> int:
-        """Return 1."""
-        return 1
-
-    def __repr__(self) -> str:
-        """As a dict."""
-        return repr(dict(self))
-
 
 CURRENT_MESSAGE: ContextVar[Message[Any] | None] = ContextVar("pubsub_current_message", default=None)
 

@@ -837,7 +837,7 @@ def _in_pieces(stream: bytes, messages: Sequence[Message[bytes]]) -> Iterator[by
 
 def _chunks(messages: Sequence[Message[bytes]]) -> Iterator[Sequence[Message[bytes]]]:
     """Cut into pieces that neither side has to hold for long."""
-    if len(messages) <= _CHUNK_MESSAGES and sum([len(message.payload) for message in messages]) <= _CHUNK_BYTES:
+    if 0 < len(messages) <= _CHUNK_MESSAGES and sum([len(message.payload) for message in messages]) <= _CHUNK_BYTES:
         yield messages
         return
     chunk: list[Message[bytes]] = []

@@ -15,9 +15,10 @@ import select
 import socket
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pubsub_core import __version__
@@ -746,31 +747,28 @@ class RedisConsumer:
         )  # fmt: skip
 
     def _ack_commands(self, done: Sequence[Delivery[bytes]]) -> dict[Node, list[Command]]:
-        by_group = defaultdict(list)
-        failed = defaultdict(list)
-        for one in done:
-            by_group[one.subscription].append(_position(one))
-            if one.message.attempt > 1:
-                failed[one.subscription].append(_position(one))
         commands: dict[Node, list[Command]] = defaultdict(list)
-        for key, positions in by_group.items():
+        for key, those in _by_subscription(done):
             group = self._groups[key]
-            commands[group.node].append(("XACK", group.keys.stream, key.group, *positions))
-        for key, positions in failed.items():
-            group = self._groups[key]
-            commands[group.node].append(("HDEL", group.keys.failures(key.group), *positions))
+            commands[group.node].append(("XACK", group.keys.stream, key.group, *map(_POSITION, those)))
+            failed = [_position(one) for one in those if one.message.attempt > 1]
+            if failed:
+                commands[group.node].append(("HDEL", group.keys.failures(key.group), *failed))
         return commands
 
     def _forget(self, deliveries: Sequence[Delivery[bytes]], *, settled: bool = False) -> None:
-        for one in deliveries:
-            group, message = self._groups[one.subscription], one.message
-            position = _position(one)
+        for key, those in _by_subscription(deliveries):
+            group = self._groups[key]
+            held = group.held
             if settled:
-                group.settled.append(position)
-            if group.held.get(position) == message.attempt:
-                group.held.pop(position, None)
-                if one.crashes and self._crashed.pop(position, None) is not None:
-                    self.wake()  # now another one may be taken
+                group.settled.extend(map(_POSITION, those))
+            for one in those:
+                message = one.message
+                position: Any = message.position  # see `_position`
+                if held.get(position) == message.attempt:
+                    held.pop(position, None)
+                    if one.crashes and self._crashed.pop(position, None) is not None:
+                        self.wake()  # now another one may be taken
 
     def _call(self, command: Command, what: str) -> Any:
         """Run a command on the calling thread's connection; its first key, or that of its script, says where."""
@@ -1147,6 +1145,21 @@ def due_prefix(topic: str, group: str = "") -> str:
 def room_of(options: TopicOptions) -> tuple[int, int]:
     """Return what scripts want to know of a topic's bounds: how many it may hold, and whether the oldest may go."""
     return options.max_backlog or 0, int(options.overflow == "drop_oldest")
+
+
+_POSITION: Callable[[Delivery[bytes]], str] = attrgetter("message.position")
+
+
+def _by_subscription(deliveries: Sequence[Delivery[bytes]]) -> Iterable[tuple[SubscriptionKey, Deliveries]]:
+    found: dict[SubscriptionKey, Deliveries] = {}
+    last: SubscriptionKey | None = None
+    those: Deliveries = []
+    for one in deliveries:
+        if one.subscription is not last:
+            last = one.subscription
+            those = found.setdefault(last, [])
+        those.append(one)
+    return found.items()
 
 
 def _position(delivery: Delivery[bytes]) -> str:

@@ -98,14 +98,15 @@ def read_entry(topic: str, group: str, entry_id: bytes, values: list[bytes], att
     """Return the message of an entry: ours, or any other program's."""
     position = entry_id.decode()
     if len(values) == 10 and values[0] == b"id" and values[2] == b"payload" and values[6] == b"headers":
+        _, id_, _, payload, _, key, _, headers, _, words = values
         try:
-            message_id, key, headers, source_words = values[1].decode(), values[5], values[7], values[9]
-            source, expires_at, scheduled_for = _read_source(source_words, position) if source_words else _PUBLISHED
+            message_id = id_.decode()
+            source, expires_at, scheduled_for = _read_source(words, position) if words else _PUBLISHED
             return message_of(
                 {
                     "id": message_id,
                     "topic": topic,
-                    "payload": values[3],
+                    "payload": payload,
                     "published_at": _published_at(message_id),
                     "key": key[1:].decode() if key else None,
                     "headers": _headers(headers) if headers else NO_HEADERS,
@@ -149,19 +150,22 @@ def _moment(milliseconds: int) -> datetime:
         return datetime.max.replace(tzinfo=UTC)
 
 
-_latest: tuple[str, datetime] = ("", datetime.fromtimestamp(0, UTC))
+_latest: tuple[str, datetime] = ("?", datetime.fromtimestamp(0, UTC))
 
 
 def _published_at(message_id: str) -> datetime:
     """Return when a message was made, by its id: one of ours, or that of a replayed entry of another program.
 
-    Messages that come one after the other were often made in the same millisecond: the latest one is remembered.
+    Messages that come one after the other were often made in the same millisecond: the latest one is remembered, with
+    what ids of its millisecond begin with.
     """
     global _latest  # noqa: PLW0603  # one value, replaced as a whole: any thread may
     latest, moment = _latest
-    if message_id[:14] != latest or len(message_id) != 36 or message_id[14] != "7":
-        moment = stored_at(message_id) if _ENTRY_ID.fullmatch(message_id) else published_at(message_id)
-        _latest = message_id[:14], moment
+    if not message_id.startswith(latest) or len(message_id) != 36:
+        if _ENTRY_ID.fullmatch(message_id):
+            return stored_at(message_id)
+        moment = published_at(message_id)
+        _latest = message_id[:15], moment
     return moment
 
 

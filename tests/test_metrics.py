@@ -3,7 +3,7 @@
 import json
 import os
 import threading
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -13,13 +13,16 @@ from pubsub_core import (
     BrokerUnavailable,
     FixedDelay,
     ManualClock,
+    Message,
     NoRetry,
     PubSub,
     Reject,
     Retry,
     SubscriptionKey,
+    SystemClock,
     Worker,
 )
+from pubsub_core.ids import IdMaker, published_at
 from pubsub_core.metrics import BOUNDS, Counts, GroupCounts, Histogram, Look, Metrics, Page
 from pubsub_core.prometheus import LOOK_EVERY, Collector, render
 
@@ -108,11 +111,14 @@ def test_a_forked_process_counts_from_zero_and_finds_the_lock_free(pubsub):
     assert pubsub.metrics.snapshot().published == {"orders": 1}
 
 
+def a_message(new):
+    return Message(new, "orders", b"1", published_at(new))
+
+
 def test_counting_from_many_threads_loses_nothing():
     metrics = Metrics()
     metrics.start()
-    pubsub = PubSub("memory://")
-    message = pubsub._message(pubsub.runtime, "orders", 1, key=None, headers=None, expires=None, id=None)
+    message = a_message(IdMaker(SystemClock())())
     threads = [
         threading.Thread(target=lambda: [metrics.published([message], [message.id]) for _ in range(2_000)])
         for _ in range(4)
@@ -196,10 +202,8 @@ def test_a_publisher_whose_clock_is_ahead_makes_no_latency_negative():
         seen.set()
 
     broker = pubsub.runtime.broker
-    message = pubsub._message(pubsub.runtime, "orders", 1, key=None, headers=None, expires=None, id=None)
-    encoded = pubsub._encoded(pubsub.runtime, message)
-    ahead = type(encoded)(encoded.id, "orders", b"1", encoded.published_at + timedelta(hours=1))
-    broker.publish([ahead])
+    ahead = ManualClock(datetime.now(UTC) + timedelta(hours=1))
+    broker.publish([a_message(IdMaker(ahead)())])
 
     assert drain(pubsub).latency.total == 0
     assert seen.is_set()

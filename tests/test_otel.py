@@ -199,11 +199,9 @@ def test_a_message_from_elsewhere_begins_a_trace(pubsub, exporter):
         pass
 
     plain = PubSub("memory://", group="billing")
-    message = plain._message(
-        plain.runtime, "orders", 1, key=None, headers={"traceparent": "junk"}, expires=None, id=None
-    )
+    fields = plain._fields(plain.runtime, "orders", 1, None, {"traceparent": "junk"}, None, None)
     pubsub.topic("orders")
-    pubsub.runtime.broker.publish([plain._encoded(plain.runtime, message)])
+    pubsub.runtime.broker.publish([plain._encoded(plain.runtime, fields)])
     drain(pubsub)
     plain.close()
 

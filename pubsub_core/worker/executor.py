@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar, assert_never
 
 from pubsub_core.broker import Consumer
-from pubsub_core.context import CORRELATION_ID, CURRENT_MESSAGE, OnlyCorrelation
+from pubsub_core.context import CORRELATION_ID, CURRENT_MESSAGE
 from pubsub_core.errors import (
     BrokerError,
     CodecError,
@@ -41,6 +41,7 @@ from pubsub_core.worker.timeouts import Run, Timeouts, frame_of
 
 log = logging.getLogger("pubsub")
 
+A = TypeVar("A")
 T = TypeVar("T")
 
 _DETAIL_LENGTH = 1_000
@@ -84,13 +85,14 @@ class Executor:
             suspicious = any(one.crashes or one.message.expires_at is not None for one in deliveries)
             left = [one for one in deliveries if not self._refuse(one, plan)] if suspicious else deliveries
             return self._execute_batch(left, plan)
-        if self._refuse(delivery, plan):
+        is_suspicious = plan is None or delivery.crashes or delivery.message.expires_at is not None
+        if is_suspicious and self._refuse(delivery, plan):
             return True
         assert plan is not None  # noqa: S101  # what nobody subscribes is refused
         started = monotonic()
         run = self._timeouts.run_of(deliveries, plan.subscription, started + plan.timeout)
         before = CURRENT_MESSAGE.get()
-        outcome, error = self._run(run, _attempt, delivery, plan)
+        outcome, error = self._run(run, plan.attempt, delivery)
         CURRENT_MESSAGE.set(before)
         if run.is_given_up:
             _log_late_end(delivery)
@@ -103,7 +105,10 @@ class Executor:
             self._observe((delivery, outcome, started, seconds))
         if log.isEnabledFor(logging.INFO):
             _log_settled(delivery.message, plan.subscription, outcome, seconds)
-        self._settle(deliveries, outcome)
+        if outcome is ACKED:
+            self._settler.ack(deliveries)
+        else:
+            self._settle(deliveries, outcome)
         return True
 
     def _execute_batch(self, deliveries: Sequence[Delivery[bytes]], plan: "_Plan") -> bool:
@@ -115,14 +120,14 @@ class Executor:
         before = CURRENT_MESSAGE.get()
         CURRENT_MESSAGE.set(None)  # it is none of them
         if plan.give is not None:
-            batch = Batch(deliveries, lambda one: _payload_of(one.message, plan), plan.give)
+            batch = Batch(deliveries, lambda one: plan.read(one.message), plan.give)
         else:
             batch = Batch(
                 deliveries,
-                lambda one: _decoded(one.message, plan),
+                lambda one: _with_payload(one.message, plan.read(one.message)),
                 lambda messages: plan.call(_of_many(messages), deliveries[0]),
             )
-        is_done, error = self._run(run, batch.attempt)
+        is_done, error = self._run(run, Batch.attempt, batch)
         CURRENT_MESSAGE.set(before)
         if run.is_given_up:
             _log_late_end(deliveries[0])
@@ -176,7 +181,7 @@ class Executor:
         log.error("dead-lettered (%s: %s): %s", reason.kind, reason.detail, _of(delivery), extra=_fields(delivery))
         return DeadLettered(reason)
 
-    def _run(self, run: Run, attempt: Callable[..., T], *arguments: Any) -> tuple[T | None, BaseException | None]:
+    def _run(self, run: Run, attempt: Callable[[A], T], argument: A) -> tuple[T | None, BaseException | None]:
         """Handle what a run is about, for as long as its timeout allows; return what comes of it, or what it raised.
 
         A HandlerTimeout may arrive at any point between `begin` and `end`, also when the handler is done already. If
@@ -187,7 +192,7 @@ class Executor:
         try:
             try:
                 self._timeouts.begin(run)
-                result = attempt(*arguments)
+                result = attempt(argument)
             except BaseException as raised:  # noqa: BLE001  # sys.exit() in a handler is a failed handler, too
                 error = raised
             self._timeouts.end(run)
@@ -250,15 +255,13 @@ class Executor:
 class _Plan:
     """What is known of a subscription before any message comes. `call` gets the decoded message, and the delivery; one
     that `takes_batch` gets the message that stands for all of them.
-
-    `decode` is for what is of the topic's current version; a message without headers is, unless it `has_versions`.
     """
 
     subscription: Subscription
     timeout: float
-    has_versions: bool
-    decode: Callable[[bytes], Any]
+    read: Callable[[Message[bytes]], Any]
     call: Callable[[Message[Any], Delivery[bytes]], None]
+    attempt: Callable[[Delivery[bytes]], Outcome]
     takes_batch: bool
     give: Callable[[list[Any]], None] | None
     """Calls a handler of batches with their payloads, if it wants no more, and no middleware does."""
@@ -268,35 +271,43 @@ def _plan(subscription: Subscription, middleware: Sequence[HandleMiddleware], lo
     assert subscription.timeout is not None  # noqa: S101  # those of a worker are resolved
     last = _caller(subscription, loop)
     call = _through(chain(middleware, _innermost(last))) if middleware else last
-    has_versions = subscription.versions is not None and subscription.versions.current > 1
-    decode, takes_batch = subscription.handler.codec.decode, subscription.batch is not None
+    read, takes_batch = _reader(subscription), subscription.batch is not None
     give = None
     if takes_batch and not middleware and subscription.handler.takes is Takes.PAYLOAD:
         give = _function_of(subscription, loop)
-    return _Plan(subscription, subscription.timeout, has_versions, decode, call, takes_batch, give)
+    return _Plan(subscription, subscription.timeout, read, call, _attempt_by(read, call), takes_batch, give)
 
 
-def _attempt(delivery: Delivery[bytes], plan: _Plan) -> Outcome:
-    """Decode, and call the handler through its middleware. Raises what they raise."""
-    try:
-        decoded = _decoded(delivery.message, plan)
-    except CodecError as error:
-        return _unreadable(error)
-    CURRENT_MESSAGE.set(decoded)
-    try:
-        plan.call(decoded, delivery)
-    except (Retry, Reject) as request:
-        return _as_asked(request)
-    return ACKED
+def _reader(subscription: Subscription) -> Callable[[Message[bytes]], Any]:
+    """Return what decodes the payload of a message. It raises CodecError."""
+    has_versions = subscription.versions is not None and subscription.versions.current > 1
+    decode = subscription.handler.codec.decode  # of the current version, as a message without headers is if need be
+
+    def read(raw: Message[bytes]) -> Any:
+        return subscription.decode(raw) if raw.headers or has_versions else decode(raw.payload)
+
+    return read
 
 
-def _decoded(raw: Message[bytes], plan: _Plan) -> Message[Any]:
-    """Return the message as its handler gets it. Raises CodecError."""
-    return _with_payload(raw, _payload_of(raw, plan))
+def _attempt_by(
+    read: Callable[[Message[bytes]], Any], call: Callable[[Message[Any], Delivery[bytes]], None]
+) -> Callable[[Delivery[bytes]], Outcome]:
+    """Return what decodes a delivery and calls its handler, through the middleware. It raises what they raise."""
 
+    def attempt(delivery: Delivery[bytes]) -> Outcome:
+        raw = delivery.message
+        try:
+            decoded = _with_payload(raw, read(raw))
+        except CodecError as error:
+            return _unreadable(error)
+        CURRENT_MESSAGE.set(decoded)
+        try:
+            call(decoded, delivery)
+        except (Retry, Reject) as request:
+            return _as_asked(request)
+        return ACKED
 
-def _payload_of(raw: Message[bytes], plan: _Plan) -> Any:
-    return plan.subscription.decode(raw) if raw.headers or plan.has_versions else plan.decode(raw.payload)
+    return attempt
 
 
 def _unreadable(error: CodecError) -> DeadLettered:
@@ -370,11 +381,9 @@ def _through(first: HandleNext) -> Callable[[Message[Any], Delivery[bytes]], Non
 def _with_payload(raw: Message[bytes], payload: Any) -> Message[Any]:
     """Return the message as its handler gets it: decoded, and always with a correlation id."""
     headers = raw.headers
-    if not headers:
-        headers = OnlyCorrelation(raw.id)
-    elif CORRELATION_ID not in headers:
-        headers = MappingProxyType({**headers, CORRELATION_ID: raw.id})
-    return message_of({**vars(raw), "payload": payload, "headers": headers})
+    if CORRELATION_ID not in headers:
+        headers = MappingProxyType({**headers, CORRELATION_ID: raw.id} if headers else {CORRELATION_ID: raw.id})
+    return message_of(vars(raw) | {"payload": payload, "headers": headers})
 
 
 def _of_many(messages: list[Message[Any]]) -> Message[list[Message[Any]]]:
