@@ -37,13 +37,13 @@ redis-server:
 	  echo "The tests need a redis-server on PATH. On Debian and Ubuntu: sudo apt-get install redis-server" >&2; exit 1; }
 
 test: $(READY) redis-server
-	@$(BIN)/python -m pytest -n 2
+	@$(BIN)/python -m pytest -n 3
 
 # ROUNDS=10 makes each fault ten times within one attack, and the whole ten times over.
 ROUNDS ?= 3
 chaos: $(READY) redis-server
 	@for round in $$(seq $(ROUNDS)); do \
-	  CHAOS_LONG=1 CHAOS_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest -n 2 --timeout 600 tests/chaos || exit 1; done
+	  CHAOS_LONG=1 CHAOS_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest -n 3 --timeout 600 tests/chaos || exit 1; done
 
 check: $(READY)
 	$(BIN)/ruff check

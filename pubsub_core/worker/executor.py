@@ -105,10 +105,7 @@ class Executor:
             self._observe((delivery, outcome, started, seconds))
         if log.isEnabledFor(logging.INFO):
             _log_settled(delivery.message, plan.subscription, outcome, seconds)
-        if outcome is ACKED:
-            self._settler.ack(deliveries)
-        else:
-            self._settle(deliveries, outcome)
+        self._settle(deliveries, outcome)
         return True
 
     def _execute_batch(self, deliveries: Sequence[Delivery[bytes]], plan: "_Plan") -> bool:
