@@ -114,9 +114,7 @@ class Handover:
                     line.waiting.append(delivery)
                     if not line.is_up:
                         self._line_up(line)
-                self._waiting += len(deliveries)
-                if self._idle:
-                    self._changed.notify()
+                self._waiting += len(deliveries)  # who read takes the first of them, and wakes another then
 
     def _line_up(self, line: _Line) -> None:
         """Have a line take its turn, unless as many calls of its handler are at work as may be."""
