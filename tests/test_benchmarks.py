@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cpu, peers, rows
+from benchmarks import cpu, parts, peers, rows
 from benchmarks.__main__ import GROUPS, MARKER, NAMES, QUICK, empty
 from benchmarks.rows import Bench, Group, Result, Row, at_least, at_most, no_more_than
 from benchmarks.tally import Tally, noting
@@ -145,6 +145,13 @@ def test_the_cpu_time_of_handling_and_of_publishing_is_measured(server, monkeypa
 
     assert list(costs) == names
     assert all(cost.microseconds > 0 and cost.plain > 0 for cost in costs.values())
+
+
+def test_the_parts_of_a_drained_message_are_measured(server):
+    found = parts.measured(server.url, 1, 400)
+
+    assert all(microseconds > 0 for microseconds in found.values())
+    assert len(found) == 8
 
 
 @pytest.mark.parametrize(("ratio", "is_worse"), [(0.85, True), (0.95, False), (1.5, False)])
