@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import IO, Any
 
 import click
 
@@ -58,6 +58,17 @@ class Interrupted(click.ClickException):
     """Somebody pressed Ctrl-C."""
 
     exit_code = INTERRUPTED
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Say so on a line of its own."""
+        end_line()
+        super().show(file)
+
+
+def end_line() -> None:
+    """Go to the next line of a terminal, which has shown the Ctrl-C in this one."""
+    if sys.stderr.isatty():
+        click.echo(err=True)
 
 
 class NotFound(click.ClickException):

@@ -13,6 +13,7 @@ from pubsub_core.commands.frame import (
     Desk,
     NotFound,
     command,
+    end_line,
     group_option,
     limit_option,
     moment,
@@ -219,6 +220,8 @@ def tail(door: Door, *, takes_target: bool) -> click.Command:
         if follow:
             with suppress(KeyboardInterrupt):  # that is how to end it
                 _follow(desk, topic, messages[-1].position if messages else start_at_end(desk, topic))
+            if not desk.as_json:
+                end_line()
 
     return command(
         door,

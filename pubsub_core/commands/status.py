@@ -10,7 +10,7 @@ import click
 from pubsub_core.backends import masked
 from pubsub_core.broker import GroupState
 from pubsub_core.commands import Door
-from pubsub_core.commands.frame import Desk, command, show_table, shown
+from pubsub_core.commands.frame import Desk, command, end_line, show_table, shown
 from pubsub_core.commands.looking import group_row, group_states
 from pubsub_core.commands.schedules import schedule_rows
 
@@ -30,6 +30,8 @@ def status(door: Door, *, takes_target: bool) -> click.Command:
                     click.clear()
                 desk.answer(facts, text)
                 never.wait(watch)
+        if not desk.as_json:
+            end_line()
 
     return command(
         door,
