@@ -9,6 +9,7 @@ from pubsub_core.commands import (
     Commands,
     Door,
     LoadTarget,
+    json_option,
     refusing,
     target_parameters,
 )
@@ -50,6 +51,7 @@ def worker_command(door: Door, *, takes_target: bool) -> click.Command:
         reload: bool,
         log_level: str,
         log_format: str,
+        as_json: bool,
         log_sample: int | None,
         health_host: str,
         health_port: int | None,
@@ -66,7 +68,7 @@ def worker_command(door: Door, *, takes_target: bool) -> click.Command:
                 burst=burst,
                 reload=reload,
                 log_level=log_level,
-                log_format="json" if log_format == "json" else "text",
+                log_format="json" if as_json or log_format == "json" else "text",
                 log_sample=log_sample,
                 health_host=health_host,
                 health_port=health_port,
@@ -121,6 +123,7 @@ def _worker_options() -> list[click.Parameter]:
             show_default=True,
             help="JSON is one object a line, with the message at work.",
         ),
+        json_option("The same as --log-format json."),
         click.Option(
             ["--log-sample"],
             type=number,

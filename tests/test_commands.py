@@ -134,6 +134,60 @@ def test_every_command_says_what_it_does_shows_examples_and_lists_its_exit_codes
         assert "Example" in command.epilog, name
 
 
+@pytest.mark.parametrize("group", [pubsub_command, flask_pubsub], ids=["pubsub", "flask pubsub"])
+def test_every_command_has_json(group: click.Group):
+    with click.Context(group) as context:
+        commands = dict(every_command(group, context))
+    assert "dev" in commands or group is pubsub_command
+    for name, command in commands.items():
+        if not isinstance(command, click.Group):
+            assert "--json" in [word for one in command.params for word in one.opts], name
+
+
+def test_every_answer_in_json_is_json(shop: Shop, tmp_path: Path):
+    """One document, or one a line of what goes on."""
+    died, other, _third = shop.kill_letters(1, 3, 5)
+    later = shop.pubsub.publish("orders", {"order_id": 2}, delay=3600)
+    file = tmp_path / "orders.jsonl"
+    file.write_text('{"order_id": 6}\n{"order_id": 8}\n')
+    schemas = ("--dir", str(tmp_path))
+    with Worker(shop.pubsub, threads=1):  # which names the schedules
+        until(shop.pubsub.inspector.schedules)
+    ran = set()
+    for line in (
+        "publish orders {}", f"publish orders --file {file} --lines", "status", "topics", "groups", "groups orders",
+        "workers", "workers --in-hand", "lag orders", "tail orders", f"show {died}", "dead list orders",
+        f"dead show orders {died}", f"dead replay orders --yes --id {died}", f"dead discard orders --yes --id {other}",
+        "schedules list", "schedules run yearly", "schedules pause yearly", "schedules resume yearly", "pause orders",
+        "seek orders earliest --yes", "resume orders", "purge orders --yes", f"cancel orders {later}",
+        "remove-group orders billing --yes", "config", "doctor",
+    ):  # fmt: skip
+        words = ['{"order_id": 4}' if word == "{}" else word for word in line.split()]
+        result = shop.result(*words, "--json")
+        assert result.exit_code in ((5, 6) if line == "doctor" else (0,)), line + result.output
+        assert result.stdout, line
+        for one in result.stdout.splitlines():
+            json.loads(one)
+        ran.add(" ".join(words[:2]) if words[0] in ("dead", "schedules") else words[0])
+    for line in ("schema export", "schema check", "asyncapi", "asyncapi --output"):
+        words = [*line.split(), *([str(tmp_path / "api.json")] if "--output" in line else [])]
+        result = shop.result(*words, *schemas, "--json")
+        assert result.exit_code == 0, result.output
+        json.loads(result.stdout)
+        ran.add(line)
+
+    with click.Context(pubsub_command) as context:
+        commands = {name for name, one in every_command(pubsub_command, context) if not isinstance(one, click.Group)}
+    assert commands - ran == {"worker"}  # which logs: see tests/test_logs.py
+
+
+def test_the_verdicts_on_schemas_are_told_in_json(shop: Shop, tmp_path: Path):
+    (verdict,) = json.loads(shop.result("schema", "check", "--dir", str(tmp_path), "--json").stdout)
+
+    assert (verdict["topic"], verdict["version"], verdict["summary"]) == ("orders", 1, "not exported")
+    assert verdict["findings"][0]["fix"] == "Run `pubsub schema export`, and commit what it writes."
+
+
 def test_the_examples_of_the_help_can_be_parsed(shop: Shop):
     del shop  # for its environment
     with click.Context(pubsub_command) as context:
@@ -423,7 +477,10 @@ def test_the_commands_of_flask_serve_its_app(redis: RealServer, tmp_path: Path):
     assert json.loads(topics.stdout)[0]["messages"] == 1
 
 
-def test_dev_runs_web_worker_and_server_until_it_is_told_to_stop(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("words", "line"), [([], "worker | charged 7"), (["--json"], '{"from": "worker", "line": "charged 7"}')]
+)
+def test_dev_runs_web_worker_and_server_until_it_is_told_to_stop(tmp_path: Path, words: list[str], line: str):
     (tmp_path / "shop.py").write_text(
         textwrap.dedent(
             """
@@ -444,7 +501,7 @@ def test_dev_runs_web_worker_and_server_until_it_is_told_to_stop(tmp_path: Path)
         )
     )
     port = free_port()
-    command = [sys.executable, "-m", "flask", "--app", "shop", "pubsub", "dev", "--port", str(port)]
+    command = [sys.executable, "-m", "flask", "--app", "shop", "pubsub", "dev", "--port", str(port), *words]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PUBSUB_")}
     log = tmp_path / "dev.log"
     with contextlib.ExitStack() as stack:
@@ -459,7 +516,7 @@ def test_dev_runs_web_worker_and_server_until_it_is_told_to_stop(tmp_path: Path)
         connection.request("GET", "/")
         assert connection.getresponse().status == 200
         connection.close()
-        until(lambda: "worker | charged 7" in log.read_text(), 30)
+        until(lambda: line in log.read_text(), 30)
         process.terminate()
         assert process.wait(30) == 0
         with pytest.raises(ProcessLookupError):

@@ -238,7 +238,7 @@ def test_a_worker_writes_json_alone_and_samples(fleet):  # noqa: F811
 
 @pytest.mark.parametrize("target", ["raises", "shpo"])
 def test_a_worker_that_cannot_start_says_so_in_json_too(fleet, target):  # noqa: F811
-    with fleet.worker(target, "--log-format", "json") as worker:
+    with fleet.worker(target, "--json") as worker:
         assert worker.wait() == 2
         (line,) = json_lines(worker.output)
     assert line["level"] == "CRITICAL"

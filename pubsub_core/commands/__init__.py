@@ -115,6 +115,11 @@ def target_parameters(*, takes_target: bool) -> list[click.Parameter]:
     return [click.Argument(["target"], required=False, metavar="[TARGET]")] if takes_target else []
 
 
+def json_option(help: str = "Answer in JSON.") -> click.Option:
+    """Return the option --json, which every command has."""
+    return click.Option(["--json", "as_json"], is_flag=True, help=help)
+
+
 def examples(name: str, *, takes_target: bool) -> str:
     """Return the examples of a command that takes TARGET, for the end of its help."""
     line = f"pubsub {name} shop:app" if takes_target else f"flask --app shop pubsub {name}"

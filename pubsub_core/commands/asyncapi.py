@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from pubsub_core.commands import FLASK_HELP, TARGET_HELP, Door, examples, refusing, target_parameters
+from pubsub_core.commands import FLASK_HELP, TARGET_HELP, Door, examples, json_option, refusing, target_parameters
 
 _HELP = """Write an AsyncAPI 3.0 document of the topics, their schemas and versions, and the subscriptions.
 
@@ -18,7 +18,13 @@ def asyncapi_command(door: Door, *, takes_target: bool) -> click.Command:
     """Return the command."""
 
     def asyncapi(
-        *, output: Path | None, directory: Path, title: str | None, app_version: str, target: str | None = None
+        *,
+        output: Path | None,
+        directory: Path,
+        title: str | None,
+        app_version: str,
+        as_json: bool,
+        target: str | None = None,
     ) -> None:
         with refusing():
             from pubsub_core.schema.asyncapi import asyncapi
@@ -30,6 +36,8 @@ def asyncapi_command(door: Door, *, takes_target: bool) -> click.Command:
             click.echo(text)
         else:
             output.write_text(text + "\n", encoding="utf-8")
+            if as_json:
+                click.echo(json.dumps({"written": str(output)}))
 
     options = [
         click.Option(
@@ -48,6 +56,7 @@ def asyncapi_command(door: Door, *, takes_target: bool) -> click.Command:
         ),
         click.Option(["--title"], metavar="TEXT", help="Of the application. Without it PUBSUB_GROUP."),
         click.Option(["--app-version"], default="1.0.0", show_default=True, metavar="TEXT", help="Of the application."),
+        json_option("With --output, say in JSON which file was written; what is printed without is JSON anyway."),
     ]
     return click.Command(
         "asyncapi",

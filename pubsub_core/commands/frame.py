@@ -11,7 +11,7 @@ from typing import IO, Any
 import click
 
 from pubsub_core.broker import Count, Inspector
-from pubsub_core.commands import Door
+from pubsub_core.commands import Door, json_option
 from pubsub_core.errors import (
     BrokerUnavailable,
     CodecError,
@@ -146,7 +146,7 @@ def command(
             raise Refused(str(error)) from None
         click.get_current_context().exit(code or OK)
 
-    shared: list[click.Parameter] = [click.Option(["--json", "as_json"], is_flag=True, help="Answer in JSON.")]
+    shared: list[click.Parameter] = [json_option()]
     if takes_target:
         shared += [
             click.Option(

@@ -1,11 +1,12 @@
 """`schema export` and `schema check`: the schemas of topics as files, and what has become of them since."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from pubsub_core.commands import FLASK_HELP, TARGET_HELP, Door, examples, refusing, target_parameters
+from pubsub_core.commands import FLASK_HELP, TARGET_HELP, Door, examples, json_option, refusing, target_parameters
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,19 +67,19 @@ def _directory_option() -> click.Option:
 
 
 def _export_command(door: Door, *, takes_target: bool) -> click.Command:
-    def export(*, directory: Path, force: bool, target: str | None = None) -> None:
+    def export(*, directory: Path, force: bool, as_json: bool, target: str | None = None) -> None:
         with refusing():
             from pubsub_core.schema.check import export
             from pubsub_core.schema.export import Directory
 
             verdicts = export(door(target)[1](), Directory(directory), force=force)
-        _end_with(verdicts)
+        _end_with(verdicts, as_json=as_json)
 
     force = click.Option(["--force"], is_flag=True, help="Replace files whatever breaks: if they were never released.")
     return click.Command(
         "export",
         callback=export,
-        params=[*target_parameters(takes_target=takes_target), _directory_option(), force],
+        params=[*target_parameters(takes_target=takes_target), _directory_option(), force, json_option()],
         help=_EXPORT_HELP.format(what=TARGET_HELP if takes_target else FLASK_HELP),
         short_help="Write the JSON Schema of each topic to a file.",
         epilog=examples("schema export", takes_target=takes_target) + _EXPORT_CODES,
@@ -86,25 +87,35 @@ def _export_command(door: Door, *, takes_target: bool) -> click.Command:
 
 
 def _check_command(door: Door, *, takes_target: bool) -> click.Command:
-    def check(*, directory: Path, target: str | None = None) -> None:
+    def check(*, directory: Path, as_json: bool, target: str | None = None) -> None:
         with refusing():
             from pubsub_core.schema.check import check
             from pubsub_core.schema.export import Directory
 
             verdicts = check(door(target)[1](), Directory(directory))
-        _end_with(verdicts)
+        _end_with(verdicts, as_json=as_json)
 
     return click.Command(
         "check",
         callback=check,
-        params=[*target_parameters(takes_target=takes_target), _directory_option()],
+        params=[*target_parameters(takes_target=takes_target), _directory_option(), json_option()],
         help=_CHECK_HELP.format(what=TARGET_HELP if takes_target else FLASK_HELP),
         short_help="Fail on changes that break readers or writers.",
         epilog=examples("schema check", takes_target=takes_target) + _CHECK_CODES,
     )
 
 
-def _end_with(verdicts: "Sequence[Verdict]") -> None:
+def _end_with(verdicts: "Sequence[Verdict]", *, as_json: bool) -> None:
+    if as_json:
+        from pubsub_core.commands.frame import plain
+
+        click.echo(json.dumps(plain(verdicts), ensure_ascii=False))
+    else:
+        _show(verdicts)
+    click.get_current_context().exit(1 if any(one.findings for one in verdicts) else 0)
+
+
+def _show(verdicts: "Sequence[Verdict]") -> None:
     if not verdicts:
         click.echo("No topic here has a schema.")
     for verdict in verdicts:
@@ -115,4 +126,3 @@ def _end_with(verdicts: "Sequence[Verdict]") -> None:
                 click.echo(f"    {problem}")
         for fix in dict.fromkeys(finding.fix for finding in verdict.findings if finding.fix):
             click.echo(f"  {fix}")
-    click.get_current_context().exit(1 if any(one.findings for one in verdicts) else 0)
