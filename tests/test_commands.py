@@ -159,7 +159,7 @@ def test_every_answer_in_json_is_json(shop: Shop, tmp_path: Path):
         "workers", "workers --in-hand", "lag orders", "tail orders", f"show {died}", "dead list orders",
         f"dead show orders {died}", f"dead replay orders --yes --id {died}", f"dead discard orders --yes --id {other}",
         "schedules list", "schedules run yearly", "schedules pause yearly", "schedules resume yearly", "pause orders",
-        "seek orders earliest --yes", "resume orders", "purge orders --yes", f"cancel orders {later}",
+        "seek orders earliest --yes", "resume orders", "purge orders --yes", f"cancel orders {later} --yes",
         "remove-group orders billing --yes", "config", "doctor",
     ):  # fmt: skip
         words = ['{"order_id": 4}' if word == "{}" else word for word in line.split()]
@@ -200,6 +200,29 @@ def test_the_examples_of_the_help_can_be_parsed(shop: Shop):
             with command.make_context(name, [word.replace("orders.jsonl", __file__) for word in words]):
                 count += 1
     assert count >= len(COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("pubsub de", "plain,dead"),
+        ("pubsub dead re", "plain,replay"),
+        ("pubsub seek --f", "plain,--force"),
+        ("flask pubsub de", "plain,dev"),
+        ("flask pubsub schedules r", "plain,run"),
+    ],
+)
+def test_the_shell_completes_commands_and_options(typed: str, completed: str):
+    program, *words = typed.split()
+    environment = {
+        **os.environ,
+        f"_{program.upper()}_COMPLETE": "bash_complete",
+        "COMP_WORDS": typed,
+        "COMP_CWORD": str(len(words)),
+    }
+    path = Path(sys.executable).parent / program
+    ended = subprocess.run([path], env=environment, capture_output=True, text=True, check=True)
+    assert completed in ended.stdout.splitlines()
 
 
 # Looking
@@ -402,8 +425,14 @@ def test_a_group_is_removed_and_a_message_cancelled(shop: Shop):
     shop.run("remove-group", "orders", "billing", "--yes")
     assert not shop.pubsub.inspector.groups("orders")
     later = shop.pubsub.publish("orders", {"order_id": 3}, delay=3600)
-    shop.run("cancel", "orders", later)
-    shop.run("cancel", "orders", later, code=4)
+    asked = shop.result("cancel", "orders", later, stdin="n\n")
+    assert asked.exit_code == 1
+    assert f"deletes message {later}" in asked.stderr
+    assert "(in 60 min)" in asked.stderr
+    assert shop.pubsub.inspector.topic("orders").delayed == 1
+    shop.run("cancel", "orders", later, "--yes")
+    assert shop.pubsub.inspector.topic("orders").delayed == 0
+    shop.run("cancel", "orders", later, "--yes", code=4)
 
 
 def test_schedules_are_listed_run_paused_and_resumed(shop: Shop):

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from pubsub_core import NoRetry, PubSub, Worker
-from tests.servers import RealServer
-from tests.terminal import WITHIN, terminal
+from tests.servers import RealServer, redis_server
+from tests.terminal import CLEAR, WITHIN, terminal
 
 PUBSUB = os.fspath(Path(sys.executable).parent / "pubsub")
 
@@ -83,6 +83,31 @@ def test_status_is_shown_again_until_it_is_interrupted(shop: PubSub):
         assert screen.end() == 0
     assert "Traceback" not in screen.text
     assert "Abort" not in screen.text
+
+
+def test_status_is_shown_every_other_second_if_nothing_else_is_said(shop: PubSub):
+    work(shop)
+    with terminal(PUBSUB, "status", "--watch") as screen:
+        screen.until_cleared(2)
+        screen.interrupt()
+        assert screen.end() == 0
+
+
+def test_status_is_shown_through_an_outage(monkeypatch: pytest.MonkeyPatch):
+    for name in ("PUBSUB_APP", "FLASK_APP"):
+        monkeypatch.delenv(name, raising=False)
+    with redis_server() as server:
+        monkeypatch.setenv("PUBSUB_URL", server.url)
+        with terminal(PUBSUB, "status", "--watch", "0.2") as screen:
+            screen.until("no group is known yet")
+            server.kill()
+            screen.until("! the broker cannot be reached")
+            cleared = screen.raw.count(CLEAR)
+            server.start()
+            screen.until(r"(?s)cannot be reached.*no group is known yet")
+            screen.interrupt()
+            assert screen.end() == 0
+            assert screen.raw.count(CLEAR) > cleared
 
 
 def test_tail_follows_until_it_is_interrupted(shop: PubSub):

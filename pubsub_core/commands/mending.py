@@ -11,10 +11,12 @@ from pubsub_core.commands import Door
 from pubsub_core.commands.frame import (
     Desk,
     NotFound,
+    ago,
     command,
     confirm,
     group_option,
     moment,
+    shown,
     topic_argument,
     yes_option,
 )
@@ -173,13 +175,22 @@ def _left(desk: Desk) -> Sequence[SubscriptionKey]:
 def cancel(door: Door, *, takes_target: bool) -> click.Command:
     """Make the command `cancel`."""
 
-    def run(desk: Desk, topic: str, id: str) -> None:
+    def run(desk: Desk, topic: str, id: str, *, yes: bool) -> None:
+        found = desk.inspector.find(topic, id)
+        if found is None or found.due_at is None:
+            raise _not_delayed(topic, id)
+        due = f"{shown(found.due_at)} ({ago(found.due_at, desk.now())})"
+        confirm(f"This deletes message {id} of topic {topic!r} for good, which is due at {due}", yes=yes)
         if not desk.pubsub.cancel(topic, id):
-            raise NotFound(f"topic {topic!r} has no message {id!r} that is not due yet")
+            raise _not_delayed(topic, id)
         desk.answer({"cancelled": id}, lambda: click.echo(f"{id} is cancelled"))
 
     return command(
-        door, run, topic_argument(), click.Argument(["id"]), takes_target=takes_target, name="cancel",
+        door, run, topic_argument(), click.Argument(["id"]), yes_option(), takes_target=takes_target, name="cancel",
         help="Cancel the message ID of TOPIC, which was published with a delay and is not due yet.",
         examples=["cancel orders.placed 01939d2e-4b7c-7000-8000-000000000000"],
     )  # fmt: skip
+
+
+def _not_delayed(topic: str, message_id: str) -> NotFound:
+    return NotFound(f"topic {topic!r} has no message {message_id!r} that is not due yet")

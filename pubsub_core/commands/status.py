@@ -13,6 +13,9 @@ from pubsub_core.commands import Door
 from pubsub_core.commands.frame import Desk, command, end_line, show_table, shown
 from pubsub_core.commands.looking import group_row, group_states
 from pubsub_core.commands.schedules import schedule_rows
+from pubsub_core.errors import BrokerUnavailable
+
+_WATCH_EVERY = 2.0  # seconds
 
 
 def status(door: Door, *, takes_target: bool) -> click.Command:
@@ -25,7 +28,7 @@ def status(door: Door, *, takes_target: bool) -> click.Command:
         never = threading.Event()
         with suppress(KeyboardInterrupt):  # that is how to end it
             while True:
-                facts, text = _look(desk)
+                facts, text = _look_or_say_why_not(desk)
                 if not desk.as_json:
                     click.clear()
                 desk.answer(facts, text)
@@ -39,15 +42,28 @@ def status(door: Door, *, takes_target: bool) -> click.Command:
         click.Option(
             ["-w", "--watch"],
             type=click.FloatRange(min=0.1),
-            metavar="SECONDS",
-            help="Show it again and again, until Ctrl-C.",
+            is_flag=False,
+            flag_value=_WATCH_EVERY,
+            metavar="[SECONDS]",
+            help=f"Show it again and again, until Ctrl-C. Without a number every {_WATCH_EVERY:.0f} seconds. A broker "
+            "that cannot be reached is said to be, until it is back.",
         ),
         takes_target=takes_target,
         name="status",
         help="Show how everything stands, on one screen: groups, workers, schedules, and what has to be done.\n\n"
         "For what each column means see `groups --help`.",
-        examples=["status", "status --watch 2"],
+        examples=["status", "status --watch", "status --watch 10"],
     )
+
+
+def _look_or_say_why_not(desk: Desk) -> tuple[dict[str, Any], Callable[[], None]]:
+    """Return the facts, and a call that writes them as text; of a broker that is away, that it is."""
+    try:
+        return _look(desk)
+    except BrokerUnavailable as error:
+        what = f"the broker cannot be reached: {error}"
+        facts = {"broker": masked(desk.pubsub.settings.url), "remarks": [what]}
+        return facts, lambda: click.echo(f"! {what}")
 
 
 def _look(desk: Desk) -> tuple[dict[str, Any], Callable[[], None]]:
