@@ -385,6 +385,7 @@ class ScheduleState:
     """How a schedule stands. `spec` is what its application says it is, `last_tick` the last one fired, or passed over.
 
     `owner` is the application, as `join_schedules` had it. Of a new schedule `last_tick` is when it was first named.
+    The next one is `pubsub_core.cron.next_tick(spec, now)`, unless it `is_paused`.
     """
 
     key: ScheduleKey

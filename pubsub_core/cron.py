@@ -221,6 +221,20 @@ class EverySpec:
 Spec = CronSpec | EverySpec
 
 
+def next_tick(key: str, moment: datetime) -> datetime | None:
+    """Return the first tick after `moment` of the schedule that says `key` of itself, as `ScheduleState.spec` does.
+
+    None if that cannot be read, as a later version wrote it.
+    """
+    kind, _, rest = key.partition(" ")
+    expression, _, zone = rest.rpartition(" ")
+    try:
+        spec = EverySpec(float(rest)) if kind == "every" else CronSpec(expression, zone)
+    except ValueError:
+        return None
+    return datetime.fromtimestamp(spec.next_after(moment.timestamp()), UTC)
+
+
 class _NeverFiresError(Exception):
     pass
 

@@ -16,7 +16,7 @@ from cronsim import CronSim
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from pubsub_core.cron import CronSpec, EverySpec
+from pubsub_core.cron import CronSpec, EverySpec, next_tick
 from pubsub_core.errors import ConfigurationError
 
 BERLIN, NEW_YORK, LORD_HOWE = "Europe/Berlin", "America/New_York", "Australia/Lord_Howe"
@@ -661,3 +661,16 @@ def test_intervals_are_multiples_since_1970() -> None:
     assert EverySpec(0.5).next_after(10.5) == 11
     assert EverySpec(7).next_after(0) == 7
     assert EverySpec(7).latest_until(0) == 0
+
+
+@pytest.mark.parametrize(
+    "spec", [CronSpec("*/5 * * * *", "Europe/Berlin"), CronSpec("@daily"), CronSpec("0 0 4 * * MON#2"), EverySpec(7.5)]
+)
+def test_the_next_tick_is_known_by_what_a_schedule_says_of_itself(spec):
+    now = datetime(2030, 3, 31, 0, 58, 3, tzinfo=UTC)
+    assert next_tick(spec.key, now) == datetime.fromtimestamp(spec.next_after(now.timestamp()), UTC)
+
+
+@pytest.mark.parametrize("key", ["", "every", "every soon", "cron", "cron 99 * * * * UTC", "moon full UTC"])
+def test_of_what_cannot_be_read_there_is_no_next_tick(key):
+    assert next_tick(key, datetime(2030, 1, 1, tzinfo=UTC)) is None

@@ -112,7 +112,7 @@ def test_an_operator_can_run_every_command(as_operator: Rights):
     command("pause orders")
     command("resume orders")
     command("seek orders latest --yes")
-    command(f"cancel orders {later}")
+    command(f"cancel orders {later} --yes")
     command("dead replay orders --yes")
     command("dead discard orders --yes")
     command("purge orders --yes")

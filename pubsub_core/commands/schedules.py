@@ -1,7 +1,7 @@
 """`schedules list|run|pause|resume`."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import click
@@ -9,7 +9,7 @@ import click
 from pubsub_core.broker import ScheduleKey, ScheduleState
 from pubsub_core.commands import Door
 from pubsub_core.commands.frame import Desk, NotFound, Refused, command, show_table
-from pubsub_core.cron import CronSpec, EverySpec
+from pubsub_core.cron import next_tick
 from pubsub_core.names import did_you_mean
 
 
@@ -41,23 +41,9 @@ def _row(one: ScheduleState, now: datetime) -> dict[str, Any]:
         "owner": one.owner,
         "when": one.spec,
         "last": one.last_tick,
-        "next": None if one.is_paused else _next(one, now),
+        "next": None if one.is_paused else next_tick(one.spec, now),
         "paused": one.is_paused,
     }
-
-
-def _next(one: ScheduleState, now: datetime) -> datetime | None:
-    """Return the next tick, by what the schedule says of itself."""
-    kind, _, rest = one.spec.partition(" ")
-    try:
-        if kind == "every":
-            tick = EverySpec(float(rest)).next_after(now.timestamp())
-        else:
-            expression, _, zone = rest.rpartition(" ")
-            tick = CronSpec(expression, zone).next_after(now.timestamp())
-        return datetime.fromtimestamp(tick, UTC)
-    except ValueError:  # what a later version wrote
-        return None
 
 
 def _list(door: Door, *, takes_target: bool) -> click.Command:
