@@ -1,7 +1,9 @@
 """What is wrong with an application's topics and groups, and with its broker: why it matters, and how to mend it."""
 
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from time import monotonic
 
 from pubsub_core.broker import USUAL, Examinable, Finding, GroupState, Inspector, Searchable, Severity, TopicState
 from pubsub_core.errors import BrokerUnavailable, NotPermitted
@@ -10,6 +12,9 @@ from pubsub_core.pubsub import PubSub
 
 SOON = 1.0  # seconds by which clocks may differ without anybody minding
 _MANY = 10_000  # messages that wait
+_SOME = 1_000  # messages that wait: so many are looked at twice, as they may be getting more
+_APART = 1.0  # seconds between the two looks
+_HOUR = 3600
 _LATE = timedelta(minutes=5)
 _SLACK = 3600.0  # seconds by which messages may be kept longer than they are to be
 _FEW = 500  # messages that a server may keep beside: it removes many at a time
@@ -21,14 +26,18 @@ _ORDER = ("error", "warning", "note")
 def examine(pubsub: PubSub) -> Sequence[Finding]:
     """Return what is not as it should be, the worst first. Changes nothing. Raises BrokerError for what it cannot do.
 
-    A broker that cannot be reached is a finding, and then the only one.
+    A broker that cannot be reached is a finding, and then the only one. Where much waits it takes a second, to see
+    whether that grows.
     """
     broker = pubsub.runtime.broker
+    findings: list[Finding] = []
     try:
-        findings = [*broker.examine()] if isinstance(broker, Examinable) else []
-        findings += _clock(pubsub)
+        if isinstance(broker, Examinable):
+            findings += _as_permitted("the server", broker.examine)
+        findings += _as_permitted("its clock", lambda: _clock(pubsub))
         if isinstance(broker, Inspector):
-            findings += _topics(pubsub, broker)
+            findings += _as_permitted("what waits", lambda: _growing(pubsub, broker))
+            findings += _as_permitted("topics and groups", lambda: _topics(pubsub, broker))
         if isinstance(broker, Searchable):
             findings += _leftovers(pubsub, broker)
     except BrokerUnavailable as error:
@@ -42,6 +51,24 @@ def examine(pubsub: PubSub) -> Sequence[Finding]:
             )
         ]
     return sorted(findings, key=lambda one: _ORDER.index(one.severity))
+
+
+def _as_permitted(what: str, look: Callable[[], Iterable[Finding]]) -> Sequence[Finding]:
+    """Return what is found, up to what the user may not look at; that is a finding then, and the rest is examined."""
+    findings: list[Finding] = []
+    try:
+        findings.extend(look())
+    except NotPermitted as error:
+        findings.append(
+            Finding(
+                "warning",
+                "not permitted to look",
+                f"{what} could not be looked at, or not wholly: {error}",
+                "what is wrong there is not found",
+                "run doctor with a user that may: docs/configuration.md has the rights of who operates",
+            )
+        )
+    return findings
 
 
 def _clock(pubsub: PubSub) -> Iterator[Finding]:
@@ -203,12 +230,14 @@ def _growth(pubsub: PubSub, inspector: Inspector, topic: str) -> Iterator[Findin
             f"start a worker, which removes them, or if one runs see its log; at once: purge {topic}",
         )
     if state.messages and not state.groups:
+        is_ours = any(one.key.topic == topic for one in pubsub.subscriptions())
         yield Finding(
             "warning",
             "no group",
             f"topic {topic!r} holds {state.messages:,} messages, and no group consumes it",
             "without a group nothing is settled, so nothing is ever removed",
-            f"subscribe it, declare it with max_backlog=, or: purge {topic} --everything",
+            f"{'start a worker, which makes the group' if is_ours else 'subscribe it'}, declare it with max_backlog=, "
+            f"or: purge {topic} --everything",
         )
     if state.dropped:
         yield Finding(
@@ -228,6 +257,47 @@ def _growth(pubsub: PubSub, inspector: Inspector, topic: str) -> Iterator[Findin
             "when the server's memory is full, publishing fails",
             "see which group is behind: groups; shorten PUBSUB_RETENTION, or declare the topic with max_backlog=",
         )
+
+
+def _backlogs(pubsub: PubSub, inspector: Inspector) -> Mapping[SubscriptionKey, int]:
+    """Return how much waits for groups that have workers, where it is much."""
+    topics = {one.name for one in pubsub.topics} | {*inspector.topics()}
+    states = [state for topic in topics for state in inspector.groups(topic)]
+    return {
+        one.key: one.lag.at_least
+        for one in states
+        if one.lag.is_exact and one.lag.at_least >= _SOME and one.consumers and not one.is_paused
+    }
+
+
+def _growing(pubsub: PubSub, inspector: Inspector) -> Iterator[Finding]:
+    """Look twice at what waits, where it is much."""
+    before, since = _backlogs(pubsub, inspector), monotonic()
+    if before:
+        threading.Event().wait(_APART)
+    for topic in sorted({key.topic for key in before}):
+        states = inspector.groups(topic)
+        seconds = monotonic() - since
+        for state in states:
+            grown = state.lag.at_least - before.get(state.key, state.lag.at_least)
+            if grown > 0:
+                yield _grows(inspector, state, grown / seconds)
+
+
+def _grows(inspector: Inspector, state: GroupState, rate: float) -> Finding:
+    topic = inspector.topic(state.key.topic)
+    more = rate * _HOUR
+    memory = ""
+    if topic.memory is not None and topic.messages:
+        each = topic.memory / topic.messages
+        memory = f", which at about {each:,.0f} bytes each take {each * more / 1024**2:,.0f} MiB more"
+    return Finding(
+        "warning",
+        "growing",
+        f"for {_shown(state.key)} {state.lag} messages wait, and {rate:,.0f} more each second",
+        f"messages come faster than they are handled: in an hour {more:,.0f} more would wait{memory}",
+        "run more workers, processes or threads; see what takes the time: workers --in-hand",
+    )
 
 
 def _is_kept_too_long(pubsub: PubSub, inspector: Inspector, state: TopicState) -> bool:

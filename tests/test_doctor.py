@@ -1,6 +1,7 @@
 """The doctor, on real servers that are really set up wrongly."""
 
 import json
+import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -10,7 +11,7 @@ from click.testing import CliRunner
 from redis import Redis
 
 from pubsub_core import ManualClock, NoRetry, PubSub, Worker
-from pubsub_core.broker import Finding
+from pubsub_core.broker import Finding, GroupState
 from pubsub_core.cli import main as pubsub_command
 from pubsub_core.doctor import examine
 from pubsub_redis.examiner import RedisExaminer
@@ -157,6 +158,28 @@ def test_what_may_not_be_looked_at_is_a_warning(well_kept: RealServer):
     assert "ZSCORE" in rights.what
 
 
+@pytest.mark.parametrize("lacking", ["smembers", "xinfo", "time", "xrange"])
+def test_what_the_doctor_itself_may_not_run_is_told_and_the_rest_examined(well_kept: RealServer, lacking: str):
+    user = f"user-{uuid.uuid4().hex}"
+    with Redis.from_url(well_kept.url) as client:
+        client.execute_command("ACL", "SETUSER", user, "on", ">pw", "~*", "&*", "+@all", f"-{lacking}")
+        pubsub = made(well_kept.url.replace("redis://", f"redis://{user}:pw@"))
+        declared(pubsub)
+        owner = PubSub(well_kept.url, group="billing", namespace=pubsub.settings.namespace)
+        declared(owner)
+        work(owner)
+        owner.close()
+        findings = [*examine(pubsub)]
+        pubsub.close()
+        client.acl_deluser(user)
+
+    names = [one.name for one in findings]
+    assert "rights missing" in names
+    assert "not permitted to look" in names
+    assert any(lacking.upper() in one.what for one in findings if one.name == "rights missing")
+    assert "no replica" in names
+
+
 @pytest.mark.parametrize("program", ["redis", "valkey"])
 def test_rights_to_write_are_tried_where_the_server_may_not_be_asked(program: str, request: pytest.FixtureRequest):
     """On a key of its own, which is gone afterwards; nobody is disturbed."""
@@ -265,6 +288,54 @@ def test_dead_letters_and_pauses_are_told(shop: PubSub):
 def test_a_topic_that_nobody_consumes_grows(shop: PubSub):
     shop.publish("events", 1)
     assert "holds 1 messages" in named(examine(shop))["no group"].what
+
+
+@pytest.mark.parametrize("url", ["redis", "memory://"])
+def test_what_grows_is_told_from_what_only_waits(url: str, well_kept: RealServer, monkeypatch: pytest.MonkeyPatch):
+    shop = made(well_kept.url if url == "redis" else url)
+    go_on = threading.Event()
+
+    @shop.subscribe("orders", concurrency=1)
+    def charge(order: int) -> None:
+        go_on.wait(WITHIN)
+
+    def publish(count: int) -> None:
+        with shop.batch() as batch:
+            for number in range(count):
+                batch.publish("orders", number)
+
+    publish(1_200)
+    with Worker(shop, threads=1) as worker:
+        while not shop.inspector.consumers(shop.subscriptions()[0].key):
+            assert not worker.wait(0.02)
+        monkeypatch.setattr("pubsub_core.doctor._APART", 0.1)
+        assert "growing" not in named(examine(shop))
+
+        groups = shop.inspector.groups
+
+        def groups_while_more_come(topic: str) -> Sequence[GroupState]:
+            publish(300)
+            return groups(topic)
+
+        monkeypatch.setattr(shop.runtime.broker, "groups", groups_while_more_come)
+        finding = named(examine(shop))["growing"]
+        monkeypatch.undo()
+        go_on.set()
+    shop.close()
+
+    assert finding.severity == "warning"
+    assert "'billing' of topic 'orders'" in finding.what
+    assert "more each second" in finding.what
+    assert ("MiB more" in finding.why) == (url == "redis")
+
+
+def test_what_grows_while_nobody_consumes_it_is_told_once(shop: PubSub):
+    declared(shop)
+    work(shop)
+    with shop.batch() as batch:
+        for number in range(1_200):
+            batch.publish("orders", number)
+    assert {"no workers"} == named(examine(shop)).keys() - {"no replica"}
 
 
 def test_a_name_without_a_group_is_orphaned(shop: PubSub):
