@@ -45,6 +45,14 @@ def load_object(target: str) -> Any:
     return _object(_import(module, target), expression or "app", target)
 
 
+def names_flask_app(target: str) -> bool:
+    """Whether `target` names a Flask app, or a module that has one as its `app`. Raises as `load_target`."""
+    module, expression = _split(target)
+    loaded = _import(module, target)
+    found = getattr(loaded, "app", None) if expression is None else _object(loaded, expression, target)
+    return _extensions(found) is not None
+
+
 def pubsub_of(found: Any, called: str) -> PubSub:
     """Return the PubSub that `found` is, or that the Flask app `found` has. `called` is what the error names it by."""
     if isinstance(found, PubSub):

@@ -38,7 +38,7 @@ class _Commands(click.Group):
     def _all(self) -> click.Group:
         from pubsub_core.commands import COMMANDS, Commands, Entry
 
-        own = {"dev": Entry("pubsub_flask.dev:dev", "Run web, worker and server in one terminal, reloading.")}
+        own = {"dev": Entry("pubsub_flask.dev:dev", COMMANDS["dev"].short_help)}
         return Commands(_app_of_flask, takes_target=False, entries={**COMMANDS, **own})
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -138,7 +138,6 @@ def test_every_command_says_what_it_does_shows_examples_and_lists_its_exit_codes
 def test_every_command_has_json(group: click.Group):
     with click.Context(group) as context:
         commands = dict(every_command(group, context))
-    assert "dev" in commands or group is pubsub_command
     for name, command in commands.items():
         if not isinstance(command, click.Group):
             assert "--json" in [word for one in command.params for word in one.opts], name
@@ -178,7 +177,7 @@ def test_every_answer_in_json_is_json(shop: Shop, tmp_path: Path):
 
     with click.Context(pubsub_command) as context:
         commands = {name for name, one in every_command(pubsub_command, context) if not isinstance(one, click.Group)}
-    assert commands - ran == {"worker"}  # which logs: see tests/test_logs.py
+    assert commands - ran == {"worker", "dev"}  # which run until they are stopped: see tests/test_logs.py, and below
 
 
 def test_the_verdicts_on_schemas_are_told_in_json(shop: Shop, tmp_path: Path):
@@ -206,6 +205,7 @@ def test_the_examples_of_the_help_can_be_parsed(shop: Shop):
     ("typed", "completed"),
     [
         ("pubsub de", "plain,dead"),
+        ("pubsub de", "plain,dev"),
         ("pubsub dead re", "plain,replay"),
         ("pubsub seek --f", "plain,--force"),
         ("flask pubsub de", "plain,dev"),
@@ -506,50 +506,94 @@ def test_the_commands_of_flask_serve_its_app(redis: RealServer, tmp_path: Path):
     assert json.loads(topics.stdout)[0]["messages"] == 1
 
 
-@pytest.mark.parametrize(
-    ("words", "line"), [([], "worker | charged 7"), (["--json"], '{"from": "worker", "line": "charged 7"}')]
-)
-def test_dev_runs_web_worker_and_server_until_it_is_told_to_stop(tmp_path: Path, words: list[str], line: str):
-    (tmp_path / "shop.py").write_text(
-        textwrap.dedent(
-            """
-            from flask import Flask
-            from pubsub_flask import PubSub
+FLASK_DEV = [sys.executable, "-m", "flask", "--app", "shop", "pubsub", "dev"]
+PUBSUB_DEV = [sys.executable, "-m", "pubsub_core", "dev"]
+IN_DEV = 30.0
 
-            app = Flask(__name__)
-            pubsub = PubSub(app)
 
-            @pubsub.subscribe("orders")
-            def charge(order):
-                print("charged", order.payload)
-
-            @app.get("/")
-            def place():
-                return pubsub.publish("orders", 7)
-            """
-        )
-    )
-    port = free_port()
-    command = [sys.executable, "-m", "flask", "--app", "shop", "pubsub", "dev", "--port", str(port), *words]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PUBSUB_")}
-    log = tmp_path / "dev.log"
+@contextlib.contextmanager
+def dev_of(program: str, command: list[str], directory: Path) -> Iterator[Path]:
+    """Run dev for as long as the context lasts; it must end without an error, and leave nothing. Gives its output."""
+    (directory / "shop.py").write_text(textwrap.dedent(program))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PUBSUB_", "FLASK_"))}
+    log = directory / "dev.log"
     with contextlib.ExitStack() as stack:
-        stack.callback(stop_server, tmp_path / ".pubsub")
+        stack.callback(stop_server, directory / ".pubsub")
         output = stack.enter_context(log.open("wb"))
         process = subprocess.Popen(
-            command, cwd=tmp_path, env=environment, stdout=output, stderr=output, start_new_session=True
+            command, cwd=directory, env=environment, stdout=output, stderr=output, start_new_session=True
         )
         stack.callback(kill_group, process)
-        until(lambda: listens(port), 30)
+        yield log
+        process.terminate()
+        assert process.wait(IN_DEV) == 0
+        with pytest.raises(ProcessLookupError):
+            os.killpg(process.pid, 0)
+
+
+WEB_SHOP = """
+    from flask import Flask
+    from pubsub_flask import PubSub
+
+    app = Flask(__name__)
+    pubsub = PubSub(app)
+
+    @pubsub.subscribe("orders")
+    def charge(order):
+        print("charged", order.payload)
+
+    @app.get("/")
+    def place():
+        return pubsub.publish("orders", 7)
+    """
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        (FLASK_DEV, "worker | charged 7"),
+        ([*FLASK_DEV, "--json"], '{"from": "worker", "line": "charged 7"}'),
+        ([*PUBSUB_DEV, "shop"], "worker | charged 7"),
+    ],
+)
+def test_dev_runs_web_worker_and_server_until_it_is_told_to_stop(tmp_path: Path, command: list[str], line: str):
+    port = free_port()
+    with dev_of(WEB_SHOP, [*command, "--port", str(port)], tmp_path) as log:
+        until(lambda: listens(port), IN_DEV)
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
         connection.request("GET", "/")
         assert connection.getresponse().status == 200
         connection.close()
-        until(lambda: line in log.read_text(), 30)
-        process.terminate()
-        assert process.wait(30) == 0
-        with pytest.raises(ProcessLookupError):
-            os.killpg(process.pid, 0)
+        until(lambda: line in log.read_text(), IN_DEV)
+
+
+def test_dev_without_a_web_application_runs_the_worker_with_its_schedules_and_the_server(tmp_path: Path):
+    program = """
+        from pubsub_core import PubSub
+
+        pubsub = PubSub(group="billing")
+
+        @pubsub.every(0.1)
+        def tick():
+            print("ticked")
+        """
+    with dev_of(program, [*PUBSUB_DEV, "shop"], tmp_path) as log:
+        until(lambda: "worker | ticked" in log.read_text(), IN_DEV)
+    assert "dev | worker with reload, broker redis+embedded:///./.pubsub" in log.read_text()
+    assert "web" not in log.read_text()
+
+
+def test_dev_refuses_an_application_that_keeps_its_messages_in_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "alone.py").write_text("from pubsub_core import PubSub\npubsub = PubSub('memory://')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PUBSUB_URL", "memory://")
+    monkeypatch.syspath_prepend(tmp_path)
+    result = CliRunner().invoke(pubsub_command, ["dev", "alone"])
+    sys.modules.pop("alone", None)
+    assert result.exit_code == 2
+    assert "the application itself names memory://" in result.stderr
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:

@@ -54,6 +54,7 @@ COMMANDS: Mapping[str, Entry] = {
     "schema": Entry("pubsub_core.commands.schema:schema_command", "Keep schemas in files, and check changes."),
     "asyncapi": Entry("pubsub_core.commands.asyncapi:asyncapi_command", "Describe topics and handlers as AsyncAPI."),
     "doctor": Entry("pubsub_core.commands.doctor:doctor", "Find out what is wrong, and how to mend it."),
+    "dev": Entry("pubsub_core.commands.dev:dev", "Run worker, web and server in one terminal, reloading."),
 }
 """Every command of `pubsub` and of `flask pubsub`, by name. A module is imported when its command is called."""
 
