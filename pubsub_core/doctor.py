@@ -19,6 +19,7 @@ _LATE = timedelta(minutes=5)
 _SLACK = 3600.0  # seconds by which messages may be kept longer than they are to be
 _FEW = 500  # messages that a server may keep beside: it removes many at a time
 _LARGE = 1024**3  # bytes
+_LONG = 100_000  # messages of a topic, from which on it is told what they take
 
 _ORDER = ("error", "warning", "note")
 
@@ -247,10 +248,10 @@ def _growth(pubsub: PubSub, inspector: Inspector, topic: str) -> Iterator[Findin
             "its overflow is 'drop_oldest': some group did not see them",
             "run more workers, or raise max_backlog",
         )
-    if state.memory is not None and state.messages and state.memory > _LARGE:
-        each = state.memory / state.messages
+    if state.memory is not None and (state.memory > _LARGE or state.messages >= _LONG):
+        each = state.memory / max(1, state.messages)
         yield Finding(
-            "warning",
+            "warning" if state.memory > _LARGE else "note",
             "large topic",
             f"topic {topic!r} takes {state.memory / 1024**2:,.0f} MiB: {state.messages:,} messages of about "
             f"{each:,.0f} bytes; another million would take {each * 1e6 / 1024**2:,.0f} MiB",

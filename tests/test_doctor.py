@@ -1,6 +1,9 @@
 """The doctor, on real servers that are really set up wrongly."""
 
+import ast
+import inspect
 import json
+import re
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
@@ -10,12 +13,15 @@ import pytest
 from click.testing import CliRunner
 from redis import Redis
 
+import pubsub_core.doctor
+import pubsub_redis.examiner
 from pubsub_core import ManualClock, NoRetry, PubSub, Worker
 from pubsub_core.broker import Finding, GroupState
 from pubsub_core.cli import main as pubsub_command
 from pubsub_core.doctor import examine
 from pubsub_redis.examiner import RedisExaminer
 from tests.servers import RealServer, redis_server, valkey_server
+from tests.session import GUIDE
 
 WITHIN = 10.0
 
@@ -329,6 +335,57 @@ def test_what_grows_is_told_from_what_only_waits(url: str, well_kept: RealServer
     assert ("MiB more" in finding.why) == (url == "redis")
 
 
+def test_a_group_whose_workers_are_behind_is_found(shop: PubSub):
+    go_on = threading.Event()
+
+    @shop.subscribe("orders", concurrency=1)
+    def charge(order: int) -> None:
+        go_on.wait(WITHIN)
+
+    with shop.batch() as batch:
+        for number in range(10_002):
+            batch.publish("orders", number)
+    with Worker(shop, threads=1) as worker:
+        while not shop.inspector.consumers(shop.subscriptions()[0].key):
+            assert not worker.wait(0.02)
+        findings = named(examine(shop))
+        go_on.set()
+
+    assert "for group 'billing' of topic 'orders' 10,00" in findings["behind"].what
+    assert "growing" not in findings
+
+
+def test_messages_that_were_dropped_are_told(shop: PubSub):
+    readings = shop.topic("readings", max_backlog=2, overflow="drop_oldest")
+
+    @readings.subscribe()
+    def read(number: int) -> None: ...
+
+    work(shop)
+    for number in range(5):
+        readings.publish(number)
+
+    assert "of topic 'readings' 3 messages were dropped" in named(examine(shop))["dropped"].what
+
+
+def test_what_messages_take_is_told_of_a_topic_with_many(shop: PubSub, monkeypatch: pytest.MonkeyPatch):
+    fill = "for i = 1, ARGV[1] do redis.call('XADD', KEYS[1], '*', 'payload', string.rep('x', 200)) end"
+    declared(shop)
+    work(shop)
+    with Redis.from_url(shop.settings.url) as client:
+        client.eval(fill, 1, f"{shop.settings.namespace}:{{orders}}", 100_000)
+
+    note = named(examine(shop))["large topic"]
+    monkeypatch.setattr("pubsub_core.doctor._LARGE", 1024)
+    warning = named(examine(shop))["large topic"]
+
+    assert (note.severity, warning.severity) == ("note", "warning")
+    (each,) = re.findall(r"100,000 messages of about (\d+) bytes", note.what)
+    (million,) = re.findall(r"another million would take (\d+) MiB", note.what)
+    assert 200 < int(each) < 300
+    assert int(million) == pytest.approx(int(each) * 1e6 / 1024**2, abs=1)
+
+
 def test_what_grows_while_nobody_consumes_it_is_told_once(shop: PubSub):
     declared(shop)
     work(shop)
@@ -434,6 +491,29 @@ def test_the_exit_code_is_that_of_the_worst(well_kept: RealServer, monkeypatch: 
     assert code == 5
     assert "  why:  " in text
     assert "  mend: CONFIG SET appendfsync everysec" in text
+
+
+@pytest.mark.parametrize("status", ["aof_last_write_status", "rdb_last_bgsave_status"])
+def test_a_disk_that_cannot_be_written_is_an_error(status: str):
+    info = f"role:master\r\n{status}:err\r\n".encode()
+
+    def ask(command: tuple[object, ...]) -> object:
+        return info if command == ("INFO",) else [] if command[0] == "CONFIG" else b"OK"
+
+    finding = named([*RedisExaminer(ask, "pubsub").findings()])["cannot write to disk"]
+    assert (finding.severity, status in finding.what) == ("error", True)
+
+
+def test_the_guide_lists_every_finding():
+    found = set()
+    for module in (pubsub_core.doctor, pubsub_redis.examiner):
+        for call in ast.walk(ast.parse(inspect.getsource(module))):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "Finding":
+                found.add(ast.literal_eval(call.args[1]))
+    table = GUIDE.read_text().partition("## What the doctor looks for")[2].partition("##")[0]
+
+    assert len(found) > 20
+    assert {name for name in found if f"`{name}`" not in table} == set()
 
 
 def test_an_old_server_is_too_old():
