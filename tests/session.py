@@ -12,6 +12,7 @@ of its own, and compares.
 import os
 import re
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -270,6 +271,8 @@ def recorded(text: str, played: Iterator[tuple[Step, Step]]) -> str:
 
 def main() -> None:
     """Record the session anew."""
+    if shutil.which("tmux") is None:
+        sys.exit("tmux is not installed. On Debian and Ubuntu: sudo apt-get install tmux")
     for name in [name for name in os.environ if name.startswith(("PUBSUB_", "FLASK_"))]:
         del os.environ[name]
     with ExitStack() as stack:

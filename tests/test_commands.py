@@ -328,7 +328,7 @@ def test_lines_are_published_up_to_one_that_does_not_fit(shop: Shop):
     lines = "".join(f'{{"order_id": {number}}}\n' for number in range(1200))
     assert "1,200 messages published" in shop.run("publish", "orders", "--file", "-", "--lines", stdin=f"{lines}\n")
 
-    result = shop.result("publish", "orders", "--file", "-", "--lines", stdin='{"order_id": 1}\n\n{"order": 2}\n')
+    result = shop.result("publish", "orders", "--lines", stdin='{"order_id": 1}\n\n{"order": 2}\n')
 
     assert result.exit_code == 2
     assert "line 3 was not published" in result.stderr

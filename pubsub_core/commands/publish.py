@@ -22,8 +22,10 @@ def publish(door: Door, *, takes_target: bool) -> click.Command:
     """Make the command `publish`."""
 
     def run(desk: Desk, topic: str, payload: str | None, *, file: IO[bytes] | None, lines: bool, **terms: Any) -> None:
+        if lines and payload is None and file is None:
+            file = sys.stdin.buffer
         if (payload is None) == (file is None):
-            raise click.UsageError("give a payload, or --file; for stdin: --file -")
+            raise click.UsageError("give a payload, or --file; for stdin: --file -, or --lines alone")
         options = _options(**terms)
         if file is not None and lines:
             _publish_lines(desk, topic, file, options)
@@ -35,7 +37,7 @@ def publish(door: Door, *, takes_target: bool) -> click.Command:
     return command(
         door, run, topic_argument(), click.Argument(["payload"], required=False),
         click.Option(["--file"], type=click.File("rb"), help="Read the payload there; - is stdin."),
-        click.Option(["--lines"], is_flag=True, help="The file has a payload in each line."),
+        click.Option(["--lines"], is_flag=True, help="The file, or stdin without --file, has a payload in each line."),
         click.Option(["--key"], help="The key of the message."),
         click.Option(["--header", "headers"], multiple=True, metavar="NAME=VALUE", help="May be given again."),
         click.Option(["--delay"], type=float, metavar="SECONDS", help="Deliver so much later."),
