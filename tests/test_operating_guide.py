@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers import RealServer, redis_server
+from tests.servers import RealServer, redis_server, valkey_server
 from tests.session import URL, Place, ShellOnTerminal, comparable, play, program, steps
 
 
-@pytest.fixture
-def server() -> Iterator[RealServer]:
-    with redis_server(appendonly="yes") as server:
+@pytest.fixture(params=[redis_server, valkey_server], ids=["redis", "valkey"])
+def server(request: pytest.FixtureRequest) -> Iterator[RealServer]:
+    with request.param(appendonly="yes") as server:
         yield server
 
 
