@@ -22,6 +22,7 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner, Result
+from redis import Redis
 
 from pubsub_core import PubSub, SubscriptionKey, Worker
 from pubsub_core.cli import main as pubsub_command
@@ -469,6 +470,42 @@ def test_without_an_application_a_url_will_do(shop: Shop, monkeypatch: pytest.Mo
     assert [one["topic"] for one in shop.json("groups")] == ["orders", "yearly"]
     monkeypatch.delenv("PUBSUB_URL")
     assert "which broker?" in shop.result_with(2, "groups").stderr
+
+
+def test_without_an_application_the_group_is_the_only_one_or_has_to_be_said(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+):
+    shop.kill_letters(1)
+    monkeypatch.delenv("PUBSUB_APP")
+
+    assert len(shop.json("dead", "list", "orders")) == 1
+    assert shop.run("lag", "orders") == "0\n"
+    assert shop.json("config")["PUBSUB_GROUP"] == ""
+    other = PubSub(group="shipping")
+    other.subscribe("orders")(lambda order: None)
+    with Worker(other, threads=1, burst=True) as worker:
+        assert worker.wait(WITHIN)
+    other.close()
+    refused = shop.result_with(2, "dead", "list", "orders")
+    assert "which group of topic 'orders'? Say --group; it has billing, shipping" in refused.stderr
+    monkeypatch.setenv("PUBSUB_GROUP", "billing")
+    assert len(shop.json("dead", "list", "orders")) == 1
+
+
+def test_a_group_that_is_misspelt_is_told(shop: Shop):
+    shop.kill_letters(1)
+    for words in ("dead list", "dead replay", "dead discard", "pause", "resume", "lag", "seek"):
+        place = ["latest"] if words == "seek" else []
+        result = shop.result_with(4, *words.split(), "orders", *place, "--group", "biling")  # codespell:ignore
+        assert "Did you mean 'billing'?" in result.stderr, words
+    assert "is paused" not in shop.run("status")
+
+
+def test_a_group_that_is_gone_still_has_its_dead_letters(shop: Shop):
+    shop.kill_letters(1)
+    with Redis.from_url(shop.pubsub.settings.url) as client:
+        client.xgroup_destroy(f"{shop.pubsub.settings.namespace}:{{orders}}", "billing")
+    assert len(shop.json("dead", "list", "orders")) == 1
 
 
 def test_a_broker_that_is_away_ends_with_3(monkeypatch: pytest.MonkeyPatch):

@@ -19,7 +19,7 @@ from tests.test_rights import DOCUMENT, LINES, Rights, is_newer, rights, until
 __all__ = ["rights"]  # the fixture
 
 APP = "tests.apps.operated"
-HERE_ALONE = {"worker", "config", "schema", "asyncapi"}  # they ask the server for nothing, or are the worker's
+HERE_ALONE = {"worker", "dev", "config", "schema", "asyncapi"}  # they ask the server for nothing, or are the worker's
 
 
 @pytest.fixture(params=["redis", "valkey"])

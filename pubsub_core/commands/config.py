@@ -19,6 +19,8 @@ def config(door: Door, *, takes_target: bool) -> click.Command:
         for one in fields(Settings):
             value = getattr(settings, one.name)
             text = masked(value) if one.name == "url" else f"{value:.12g}" if isinstance(value, float) else str(value)
+            if one.name == "group" and not desk.has_group:
+                text = ""  # it is the application's, and there is none
             rows.append({"setting": PREFIX + one.name.upper(), "value": text, "default": value == one.default})
         facts = {str(row["setting"]): row["value"] for row in rows}
         desk.answer(facts, lambda: show_table(rows, ""))

@@ -37,7 +37,12 @@ def dead(door: Door, *, takes_target: bool) -> click.Command:
 
 
 def _letters(desk: Desk, topic: str, group: str | None) -> DeadLetters:
-    return desk.pubsub.dead_letters(topic, group=group)
+    """Return the dead letters of a group, which may be gone. Raises NotFound if there is neither it nor any of them."""
+    key = desk.key(topic, group)
+    letters = desk.pubsub.dead_letters(topic, group=key.group)
+    if not letters.newest(1):
+        desk.check(key)
+    return letters
 
 
 def _list(door: Door, *, takes_target: bool) -> click.Command:

@@ -10,7 +10,7 @@ from typing import IO, Any
 
 import click
 
-from pubsub_core.broker import Count, Inspector
+from pubsub_core.broker import Count, GroupState, Inspector
 from pubsub_core.commands import Door, json_option
 from pubsub_core.errors import (
     BrokerUnavailable,
@@ -20,6 +20,7 @@ from pubsub_core.errors import (
     ValidationError,
 )
 from pubsub_core.message import SubscriptionKey
+from pubsub_core.names import did_you_mean
 from pubsub_core.pubsub import PubSub
 from pubsub_core.target import default_target
 
@@ -79,10 +80,11 @@ class NotFound(click.ClickException):
 
 @dataclass(frozen=True, slots=True)
 class Desk:
-    """What a command works with: the application, or what stands for one, and where it answers."""
+    """What a command works with: the application, or a broker alone, and where it answers."""
 
     pubsub: PubSub
     as_json: bool
+    is_application: bool
 
     @property
     def inspector(self) -> Inspector:
@@ -102,8 +104,33 @@ class Desk:
         return {one.key: one.handler.name for one in self.pubsub.subscriptions()}
 
     def key(self, topic: str, group: str | None) -> SubscriptionKey:
-        """Return a subscription's key, by default of the application's group."""
+        """Return a subscription's key: by default of the application's group, or of the topic's only one."""
+        if group is None and not self.has_group:
+            names = [one.key.group for one in self.inspector.groups(topic)]
+            if len(names) != 1:
+                raise Misused(f"which group of topic {topic!r}? Say --group; it has {', '.join(names) or 'none'}")
+            (group,) = names
         return SubscriptionKey(topic, group or self.pubsub.settings.group)
+
+    @property
+    def has_group(self) -> bool:
+        """Whether it is said which group is meant where none is named: a broker alone has none of its own."""
+        return self.is_application or bool(os.environ.get("PUBSUB_GROUP"))
+
+    def state(self, key: SubscriptionKey) -> GroupState:
+        """Return how a group stands. Raises NotFound if there is none of that name."""
+        states = {one.key: one for one in self.inspector.groups(key.topic)}
+        if key not in states:
+            raise NotFound(
+                f"there is no group {key.group!r} of topic {key.topic!r}."
+                f"{did_you_mean(key.group, [one.group for one in states])}"
+            )
+        return states[key]
+
+    def check(self, key: SubscriptionKey) -> None:
+        """Raise NotFound if no worker has made a group, nor the application subscribes as one, of that name."""
+        if key not in self.handlers():
+            self.state(key)
 
     def answer(self, facts: Any, text: Callable[[], None]) -> None:
         """Write the facts as JSON, if that was asked for; else call `text`."""
@@ -131,9 +158,9 @@ def command(
 
     def callback(*, app: str | None = None, url: str | None = None, as_json: bool, **arguments: Any) -> None:
         try:
-            pubsub = _application(door, app, url) if takes_target else door(None)[1]()
+            pubsub, is_application = _application(door, app, url) if takes_target else (door(None)[1](), True)
             try:
-                code = run(Desk(pubsub, as_json), **arguments)
+                code = run(Desk(pubsub, as_json, is_application), **arguments)
             finally:
                 pubsub.close()
         except (ConfigurationError, ValidationError, CodecError) as error:
@@ -162,17 +189,18 @@ def command(
     return click.Command(name, callback=callback, params=[*params, *shared], help=help, epilog=epilog)
 
 
-def _application(door: Door, app: str | None, url: str | None) -> PubSub:
+def _application(door: Door, app: str | None, url: str | None) -> tuple[PubSub, bool]:
+    """Return the application, or a PubSub of the broker alone, and whether it is the application."""
     if url is not None:
-        return PubSub(url)
+        return PubSub(url), False
     if app is not None or default_target() is not None:
         _, load = door(app)
-        return load()
+        return load(), True
     if not os.environ.get("PUBSUB_URL"):
         raise ConfigurationError(
             "which broker? Name the application (--app shop:app, or PUBSUB_APP), or the broker (--url, or PUBSUB_URL)"
         )
-    return PubSub()
+    return PubSub(), False
 
 
 # Parameters that several commands have
@@ -185,7 +213,10 @@ def topic_argument() -> click.Argument:
 
 def group_option() -> click.Option:
     """Return the option --group."""
-    return click.Option(["-g", "--group"], help="Default: PUBSUB_GROUP, or that of the application.")
+    return click.Option(
+        ["-g", "--group"],
+        help="Default: PUBSUB_GROUP, or that of the application; without one, the only group of the topic.",
+    )
 
 
 def limit_option(default: int) -> click.Option:

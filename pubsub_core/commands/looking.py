@@ -108,10 +108,7 @@ def lag(door: Door, *, takes_target: bool) -> click.Command:
     """Make the command `lag`."""
 
     def run(desk: Desk, topic: str, group: str | None) -> None:
-        key = desk.key(topic, group)
-        state = next((one for one in desk.inspector.groups(topic) if one.key == key), None)
-        if state is None:
-            raise NotFound(f"there is no group {key.group!r} of topic {topic!r}")
+        state = desk.state(desk.key(topic, group))
         facts = {"lag": state.lag, "unsettled": state.pending, "oldest": state.oldest_unsettled}
         desk.answer(facts, lambda: click.echo(state.lag.at_least))
 

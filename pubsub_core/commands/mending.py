@@ -6,7 +6,7 @@ from datetime import datetime
 
 import click
 
-from pubsub_core.broker import GroupState, Searchable
+from pubsub_core.broker import Searchable
 from pubsub_core.commands import Door
 from pubsub_core.commands.frame import (
     Desk,
@@ -31,6 +31,7 @@ def pause(door: Door, *, takes_target: bool) -> click.Command:
 
     def run(desk: Desk, topic: str, group: str | None) -> None:
         key = desk.key(topic, group)
+        desk.check(key)
         desk.inspector.pause_group(key, is_paused=True)
         _say(desk, key, "paused", "is paused: what its workers have in hand, they finish")
 
@@ -47,6 +48,7 @@ def resume(door: Door, *, takes_target: bool) -> click.Command:
 
     def run(desk: Desk, topic: str, group: str | None) -> None:
         key = desk.key(topic, group)
+        desk.check(key)
         desk.inspector.pause_group(key, is_paused=False)
         _say(desk, key, "resumed", "goes on")
 
@@ -66,7 +68,7 @@ def seek(door: Door, *, takes_target: bool) -> click.Command:
 
     def run(desk: Desk, topic: str, to: str, group: str | None, *, force: bool, yes: bool) -> None:
         key = desk.key(topic, group)
-        state = _state(desk, key)
+        state = desk.state(key)
         place = to if to in ("earliest", "latest") or _POSITION.fullmatch(to) else _moment(desk, to)
         confirm(
             f"This moves group {key.group!r} of topic {topic!r}, for which {state.lag} messages wait and "
@@ -75,7 +77,7 @@ def seek(door: Door, *, takes_target: bool) -> click.Command:
             yes=yes,
         )
         desk.inspector.seek(key, place, force=force)
-        _say(desk, key, "moved", f"goes on at {place}: {_state(desk, key).lag} messages wait")
+        _say(desk, key, "moved", f"goes on at {place}: {desk.state(key).lag} messages wait")
 
     return command(
         door, run, topic_argument(), click.Argument(["to"]), group_option(), _force(), yes_option(),
@@ -94,13 +96,6 @@ def _moment(desk: Desk, text: str) -> datetime:
         raise click.BadParameter(
             f"{text!r} is no place: use earliest, latest, 30m, 2h, 2030-12-31T12:00Z, or a message's position"
         ) from None
-
-
-def _state(desk: Desk, key: SubscriptionKey) -> GroupState:
-    state = next((one for one in desk.inspector.groups(key.topic) if one.key == key), None)
-    if state is None:
-        raise NotFound(f"there is no group {key.group!r} of topic {key.topic!r}")
-    return state
 
 
 def _force() -> click.Option:
@@ -146,7 +141,7 @@ def remove_group(door: Door, *, takes_target: bool) -> click.Command:
             desk.inspector.remove_group(key)
             _say(desk, key, "removed", "is deleted")
             return
-        state = _state(desk, key)
+        state = desk.state(key)
         confirm(
             f"This deletes group {group!r} of topic {topic!r} for good, with {state.pending:,} messages that are not "
             f"settled, {state.lag} that wait for it, and {state.dead:,} dead letters",
