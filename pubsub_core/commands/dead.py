@@ -121,7 +121,7 @@ def _replay(door: Door, *, takes_target: bool) -> click.Command:
     def run(desk: Desk, topic: str, group: str | None, *, yes: bool, **choice: Any) -> None:
         letters = _letters(desk, topic, group)
         chosen = _chosen(letters, "This delivers again", desk.key(topic, group), choice, yes=yes)
-        count = letters.replay(chosen) if chosen else 0
+        count = letters.replay(where=lambda one: one.position in chosen) if chosen else 0
         desk.answer({"replayed": count}, lambda: click.echo(f"{count:,} dead letters replayed"))
 
     return command(
@@ -138,7 +138,7 @@ def _discard(door: Door, *, takes_target: bool) -> click.Command:
     def run(desk: Desk, topic: str, group: str | None, *, yes: bool, **choice: Any) -> None:
         letters = _letters(desk, topic, group)
         chosen = _chosen(letters, "This deletes for good", desk.key(topic, group), choice, yes=yes)
-        count = letters.discard(chosen) if chosen else 0
+        count = letters.discard(where=lambda one: one.position in chosen) if chosen else 0
         desk.answer({"discarded": count}, lambda: click.echo(f"{count:,} dead letters discarded"))
 
     return command(
@@ -159,14 +159,18 @@ def _choice() -> list[click.Parameter]:
 
 def _chosen(
     letters: DeadLetters, does: str, key: SubscriptionKey, choice: dict[str, Any], *, yes: bool
-) -> list[DeadLetter]:
-    """Return those that are chosen, having asked whether that is meant."""
-    chosen = [one for one in letters if _is_chosen(one, **choice)]
+) -> frozenset[str]:
+    """Return the positions of those that are chosen, having asked whether that is meant. They may be many."""
+    kinds: Counter[str] = Counter()
+    chosen = []
+    for one in letters:
+        if _is_chosen(one, **choice):
+            chosen.append(one.position)
+            kinds[" ".join(filter(None, [one.reason.kind, one.reason.error]))] += 1
     if chosen:
-        kinds = Counter(" ".join(filter(None, [one.reason.kind, one.reason.error])) for one in chosen)
         lines = "".join(f"\n  {count:>7,}  {kind}" for kind, count in kinds.most_common(10))
         confirm(f"{does} {len(chosen):,} dead letters of group {key.group!r} of topic {key.topic!r}:{lines}", yes=yes)
-    return chosen
+    return frozenset(chosen)
 
 
 def _is_chosen(one: DeadLetter, ids: tuple[str, ...], error: str | None, reason: str | None) -> bool:
