@@ -1,6 +1,6 @@
 """What metrics cost: a backlog is drained by one process with them, scraped each second, and without, in turn.
 
-python -m benchmarks.observing [--rounds 7] [--count 50000]
+python -m benchmarks.observing [--rounds 7] [--count 400000]
 """
 
 import argparse
@@ -31,7 +31,7 @@ CHUNK = 1_000
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7, metavar="N")
-    parser.add_argument("--count", type=int, default=50_000, metavar="N")
+    parser.add_argument("--count", type=int, default=400_000, metavar="N")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--within", action="store_true")
     options = parser.parse_args()

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import repeat
-from operator import attrgetter, sub
 from time import monotonic
 from typing import Any, assert_never
 from weakref import WeakSet
@@ -21,7 +20,7 @@ from weakref import WeakSet
 from pubsub_core.broker import Inspector
 from pubsub_core.errors import BrokerError
 from pubsub_core.message import Delivery, Message, SubscriptionKey
-from pubsub_core.outcome import Acked, DeadLettered, Dropped, Outcome, Released, Retried
+from pubsub_core.outcome import ACKED, Acked, DeadLettered, Dropped, Outcome, Released, Retried
 
 log = logging.getLogger("pubsub")
 
@@ -36,16 +35,9 @@ _TIME_IS_GOOD_FOR = 10.0  # seconds
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-_MESSAGE, _ATTEMPT, _SOURCE, _PUBLISHED_AT = map(attrgetter, ("message", "attempt", "source", "published_at"))
-
-
 def _is_first(message: Message[bytes]) -> bool:
     """Whether the time since its publish is what it took to deliver it."""
     return message.attempt == 1 and message.source != "replay"
-
-
-def _has_replays(messages: Iterable[Message[bytes]]) -> bool:
-    return "replay" in map(_SOURCE, messages)
 
 
 class Histogram:
@@ -69,12 +61,13 @@ class Histogram:
 
     def observe_latencies(self, starts: Sequence[float], ahead: float, published: Sequence[datetime]) -> None:
         """Count the seconds from each publish to its start, which is `ahead` seconds later than 1970 by `starts`."""
-        shortest = min(starts) + ahead - max(published).timestamp()
-        longest = max(starts) + ahead - min(published).timestamp()
+        since_epoch = [one - _EPOCH for one in published]
+        shortest = min(starts) + ahead - max(since_epoch).total_seconds()
+        longest = max(starts) + ahead - min(since_epoch).total_seconds()
         least, most = bisect_left(BOUNDS, shortest), bisect_left(BOUNDS, longest)
         if least == most and shortest >= 0:
-            since = sum(map(sub, published, repeat(_EPOCH)), timedelta()).total_seconds()
-            self.total += max(0.0, sum(starts) + ahead * len(starts) - since)
+            in_all = sum(since_epoch, timedelta()).total_seconds()
+            self.total += max(0.0, sum(starts) + ahead * len(starts) - in_all)
             self.buckets[least] += len(starts)
         else:  # publishers have clocks of their own: one that is ahead makes it 0
             moments = zip(starts, published, strict=True)
@@ -119,12 +112,13 @@ class GroupCounts:
         What is handled at the first attempt, as nearly all is, is counted together: that is several times cheaper.
         """
         deliveries, outcomes, starts, seconds = zip(*some, strict=True)
-        messages = list(map(_MESSAGE, deliveries))
-        if {*map(type, outcomes)} == {Acked} and {*map(_ATTEMPT, messages)} == {1} and not _has_replays(messages):
+        messages = [one.message for one in deliveries]
+        is_usual = outcomes.count(ACKED) == len(some)
+        if is_usual and not [one for one in messages if one.attempt != 1 or one.source == "replay"]:
             self.handled += len(some)
             self.seconds.observe(seconds)
             if ahead is not None:
-                self.latency.observe_latencies(starts, ahead, list(map(_PUBLISHED_AT, messages)))
+                self.latency.observe_latencies(starts, ahead, [one.published_at for one in messages])
         elif len(some) == 1:
             self._count_one(*some[0], ahead)
         else:
