@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from itertools import repeat
 from time import monotonic
 from typing import Any, assert_never
@@ -32,7 +32,6 @@ Observed = tuple[Delivery[bytes], Outcome, float, float | None]
 """A delivery, its outcome, when its handler started (of time.monotonic()), and what it took; None: it never started."""
 
 _TIME_IS_GOOD_FOR = 10.0  # seconds
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def _is_first(message: Message[bytes]) -> bool:
@@ -61,17 +60,16 @@ class Histogram:
 
     def observe_latencies(self, starts: Sequence[float], ahead: float, published: Sequence[datetime]) -> None:
         """Count the seconds from each publish to its start, which is `ahead` seconds later than 1970 by `starts`."""
-        since_epoch = [one - _EPOCH for one in published]
-        shortest = min(starts) + ahead - max(since_epoch).total_seconds()
-        longest = max(starts) + ahead - min(since_epoch).total_seconds()
-        least, most = bisect_left(BOUNDS, shortest), bisect_left(BOUNDS, longest)
-        if least == most and shortest >= 0:
-            in_all = sum(since_epoch, timedelta()).total_seconds()
-            self.total += max(0.0, sum(starts) + ahead * len(starts) - in_all)
+        times = Counter(published)  # what was published together says the very same moment
+        moments = {one: one.timestamp() - ahead for one in times}
+        earliest, latest = min(moments.values()), max(moments.values())
+        least, most = bisect_left(BOUNDS, min(starts) - latest), bisect_left(BOUNDS, max(starts) - earliest)
+        if least == most and min(starts) >= latest:
+            self.total += max(0.0, sum(starts) - sum([moments[one] * count for one, count in times.items()]))
             self.buckets[least] += len(starts)
         else:  # publishers have clocks of their own: one that is ahead makes it 0
-            moments = zip(starts, published, strict=True)
-            self.observe([max(0.0, started + ahead - moment.timestamp()) for started, moment in moments])
+            both = zip(starts, published, strict=True)
+            self.observe([max(0.0, started - moments[one]) for started, one in both])
 
     def add(self, other: "Histogram") -> None:
         """Count all that the other counted."""
@@ -256,13 +254,17 @@ class Metrics:
         with self._lock:
             some = waiting[:]
             del waiting[: len(some)]  # others append at the end meanwhile
-            keys = {one[0].subscription for one in some}
-            for key in keys:
-                theirs = some if len(keys) == 1 else [one for one in some if one[0].subscription == key]
+            while some:
+                key = some[0][0].subscription
+                theirs, others = some, [one for one in some if one[0].subscription is not key]
+                if others:
+                    theirs = [one for one in some if one[0].subscription == key]
+                    others = [one for one in others if one[0].subscription != key]
                 group = self._counts.groups.get(key)
                 if group is None:
                     group = self._counts.groups[key] = GroupCounts()
                 group.count(theirs, ahead)
+                some = others
 
     def snapshot(self) -> Counts:
         """Return a copy of what was counted so far. Never blocks for the broker."""
