@@ -214,16 +214,18 @@ def letter_fields(position: str, attempt: int, consumer: str, reason: DeadLetter
 
 
 def read_letter(key: SubscriptionKey, entry_id: bytes, values: list[bytes]) -> DeadLetter:
-    """Return the dead letter of an entry of the group's dead stream."""
-    own: dict[str, str] = {
-        values[i].decode(): values[i + 1].decode("utf-8", "replace") for i in range(0, 2 * _LETTER_FIELDS, 2)
-    }
-    message = read_entry(
-        key.topic, key.group, own["position"].encode(), values[2 * _LETTER_FIELDS :], int(own["attempt"])
-    )
-    kind: Any = own["reason"]
-    reason = DeadLetterReason(kind, own["error"], own["detail"], own["traceback"])
+    """Return the dead letter of an entry of the group's dead stream: ours, or what somebody else wrote there."""
     position = entry_id.decode()
     last = stored_at(position)
-    first = datetime.fromtimestamp(int(own["first"]) / 1000, UTC) if own["first"] else last
-    return DeadLetter(position, message, key, reason, own["consumer"], min(first, last), last)
+    try:
+        own = {values[i].decode(): values[i + 1].decode("utf-8", "replace") for i in range(0, 2 * _LETTER_FIELDS, 2)}
+        entry_at, attempt = own["position"].encode(), int(own["attempt"])
+        reason = DeadLetterReason(cast("Any", own["reason"]), own["error"], own["detail"], own["traceback"])
+        first = datetime.fromtimestamp(int(own["first"]) / 1000, UTC) if own["first"] else last
+        consumer = own["consumer"]
+    except (IndexError, KeyError, ValueError, OverflowError, OSError):
+        message = read_entry(key.topic, key.group, entry_id, values, 1)
+        reason = DeadLetterReason("undecodable", detail="another program wrote it into the stream of dead letters")
+        return DeadLetter(position, message, key, reason, "", last, last)
+    message = read_entry(key.topic, key.group, entry_at, values[2 * _LETTER_FIELDS :], attempt)
+    return DeadLetter(position, message, key, reason, consumer, min(first, last), last)

@@ -19,7 +19,7 @@ from redis import Redis
 from pubsub_core import SystemClock
 from pubsub_core.backends import masked
 from pubsub_core.broker import BrokerOptions, Membership, TopicOptions
-from pubsub_core.codec import codec_for
+from pubsub_core.codec import UntypedJson, codec_for
 from pubsub_core.errors import (
     BrokerError,
     BrokerFull,
@@ -433,6 +433,33 @@ def test_entry_of_another_program_is_read_as_the_handlers_type(place: Place) -> 
     assert codec_for(Order).decode(good.message.payload) == Order(order_id=7, total=9.5, note="Zoë ✓")
     with pytest.raises(Undecodable):
         codec_for(Order).decode(bad.message.payload)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"order_id": "7"},
+        {f"field-{number}": str(number) for number in range(30)},
+        {"position": "1-0", "attempt": "many", **{f"field-{number}": "" for number in range(10)}},
+    ],
+    ids=["short", "long", "odd"],
+)
+def test_dead_letter_of_another_program_is_listed_replayed_and_discarded(place: Place, fields: dict[str, str]) -> None:
+    broker = place.broker()
+    consumer = place.joined(broker)
+    dead = broker.keys(place.topic).dead(place.key.group)
+    for _ in range(2):
+        place.client.xadd(dead, fields)
+
+    newest, oldest = broker.dead_letters(place.key)
+
+    assert newest.reason.kind == "undecodable"
+    assert newest.reason.detail == "another program wrote it into the stream of dead letters"
+    assert broker.replay(place.key, [oldest.position]) == 1
+    (delivery,) = place.take(consumer, 1)
+    assert UntypedJson().decode(delivery.message.payload) == fields
+    assert broker.discard(place.key, [newest.position]) == 1
+    assert not broker.dead_letters(place.key)
 
 
 # Publishing over a connection that breaks.
