@@ -81,7 +81,7 @@ def test_read_that_is_carried_out_late_strands_nothing(place: Place, proxy: Prox
 
 
 def test_take_that_is_carried_out_late_strands_nothing(place: Place, proxy: Proxy) -> None:
-    consumer = place.joined(place.broker(proxy.url, patience=0.5))
+    consumer = place.joined(place.broker(proxy.url, patience=1.0))
     publish(place.broker())
     (delivery,) = place.take(consumer, 1)
     load_scripts(place)
