@@ -15,14 +15,18 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 GROUP = "pubsub.backends"
+ENCODE = "In a user's name and password, / ? # @ : [ ] are written as %2F %3F %23 %40 %3A %5B %5D"
 
-_USERINFO = re.compile(r"(?<=//)[^/]*@")
-_QUERY_SECRET = re.compile(r"(?i)((?:password|username|secret|token)[^=&]*=)[^&#]*")
+_USERINFO = re.compile(r"(?si)^((?:(?:[a-z][a-z0-9+.-]*:)?//)?+)(?!/).*@")
+_QUERY_SECRET = re.compile(r"(?i)((?:pas|pwd|user|secret|token|auth|cred)[^=&]*=)[^&]*")
 
 
 def masked(url: str) -> str:
-    """Return the URL fit to be shown: the user's name and password are replaced by `***`."""
-    return _QUERY_SECRET.sub(r"\1***", _USERINFO.sub("***@", url))
+    """Return the URL fit to be shown: the user's name and password are replaced by `***`.
+
+    All up to the last `@` is taken for them: a password may have a `/`, `?` or `#` that was not percent-encoded.
+    """
+    return _QUERY_SECRET.sub(r"\1***", _USERINFO.sub(r"\1***@", url))
 
 
 @cache
@@ -37,7 +41,10 @@ def open_broker(url: str, options: BrokerOptions) -> Broker:
 
     Raises ConfigurationError for an unknown scheme (naming the nearest), or one whose libraries are not installed.
     """
-    scheme = urlsplit(url).scheme
+    try:
+        scheme = urlsplit(url).scheme
+    except ValueError:  # its text may have the password
+        raise ConfigurationError(f"PUBSUB_URL {masked(url)!r} is not a URL. {ENCODE}") from None
     points = _installed()
     if scheme not in points:
         raise ConfigurationError(

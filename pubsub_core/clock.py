@@ -64,3 +64,11 @@ class ManualClock:
         """Call `listener` after each move, on the thread that moves the clock."""
         with self._lock:
             self._listeners.append(listener)
+
+
+def moment_at(seconds: float) -> datetime:
+    """Return the moment so many seconds after 1970, or the last one that a calendar knows."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError, OSError):
+        return datetime.max.replace(tzinfo=UTC)

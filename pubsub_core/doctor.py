@@ -27,18 +27,24 @@ _ORDER = ("error", "warning", "note")
 def examine(pubsub: PubSub) -> Sequence[Finding]:
     """Return what is not as it should be, the worst first. Changes nothing. Raises BrokerError for what it cannot do.
 
-    A broker that cannot be reached is a finding, and then the only one. Where much waits it takes a second, to see
-    whether that grows.
+    A broker that cannot be reached, or lets this user do nothing, is a finding, and then the only one. Where much
+    waits it takes a second, to see whether that grows.
     """
     broker = pubsub.runtime.broker
     findings: list[Finding] = []
+    looks: list[tuple[str, Callable[[], Iterable[Finding]]]] = []
+    if isinstance(broker, Examinable):
+        looks.append(("the server", broker.examine))
+    looks.append(("its clock", lambda: _clock(pubsub)))
+    if isinstance(broker, Inspector):
+        looks.append(("what waits", lambda: _growing(pubsub, broker)))
+        looks.append(("topics and groups", lambda: _topics(pubsub, broker)))
+    refusals: list[NotPermitted] = []
     try:
-        if isinstance(broker, Examinable):
-            findings += _as_permitted("the server", broker.examine)
-        findings += _as_permitted("its clock", lambda: _clock(pubsub))
-        if isinstance(broker, Inspector):
-            findings += _as_permitted("what waits", lambda: _growing(pubsub, broker))
-            findings += _as_permitted("topics and groups", lambda: _topics(pubsub, broker))
+        for what, look in looks:
+            findings += _as_permitted(what, look, refusals)
+        if len(refusals) == len(looks):
+            return [_no_access(refusals[0])]
         if isinstance(broker, Searchable):
             findings += _leftovers(pubsub, broker)
     except BrokerUnavailable as error:
@@ -54,12 +60,26 @@ def examine(pubsub: PubSub) -> Sequence[Finding]:
     return sorted(findings, key=lambda one: _ORDER.index(one.severity))
 
 
-def _as_permitted(what: str, look: Callable[[], Iterable[Finding]]) -> Sequence[Finding]:
-    """Return what is found, up to what the user may not look at; that is a finding then, and the rest is examined."""
+def _no_access(error: NotPermitted) -> Finding:
+    return Finding(
+        "error",
+        "no access",
+        str(error),
+        "nothing can be published or handled by this user",
+        "mend the user and the password in PUBSUB_URL, or give the user its rights: see docs/configuration.md, Rights",
+    )
+
+
+def _as_permitted(what: str, look: Callable[[], Iterable[Finding]], refusals: list[NotPermitted]) -> Sequence[Finding]:
+    """Return what is found, up to what the user may not look at; that is a finding then, and the rest is examined.
+
+    What was refused is added to `refusals`.
+    """
     findings: list[Finding] = []
     try:
         findings.extend(look())
     except NotPermitted as error:
+        refusals.append(error)
         findings.append(
             Finding(
                 "warning",

@@ -21,6 +21,7 @@ from pubsub_core.broker import (
     Start,
     TopicState,
 )
+from pubsub_core.clock import moment_at
 from pubsub_core.errors import BrokerError, ConsumersPresent
 from pubsub_core.message import Message, SubscriptionKey
 from pubsub_memory.store import Group, Log, Planned, Store
@@ -146,7 +147,7 @@ class MemoryInspector:
             log = self._store.logs.get(self._stream(topic)) or Log()
             if message_id in log.delayed:
                 due, message, _ = log.delayed[message_id]
-                return Found(message, due_at=datetime.fromtimestamp(due, UTC))
+                return Found(message, due_at=moment_at(due))
             groups = [log.groups[name] for name in sorted(log.groups)]
             for number, (_, message) in log.entries.items():
                 if message_id in (message.id, str(number)):
@@ -210,7 +211,7 @@ class MemoryInspector:
         """Return what is not due yet. See the seam."""
         with self._store.lock:
             first = nsmallest(max(limit, 0), self._log(topic).delayed.values(), key=lambda one: (one[0], one[1].id))
-            return [Delayed(message, datetime.fromtimestamp(due, UTC)) for due, message, _ in first]
+            return [Delayed(message, moment_at(due)) for due, message, _ in first]
 
     def schedules(self) -> Sequence[ScheduleState]:
         """Return the schedules. See the seam."""

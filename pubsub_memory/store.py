@@ -11,6 +11,7 @@ from typing import Protocol
 from weakref import WeakSet
 
 from pubsub_core.broker import ConsumerState, Count, DeadLetter, GroupState, ScheduleKey, Standing, Start
+from pubsub_core.clock import moment_at
 from pubsub_core.message import DeadLetterReason, Delivery, Message, SubscriptionKey
 from pubsub_memory.handover import hand_over
 
@@ -310,7 +311,7 @@ class Group:
         if position in self._parked:
             due = next((due for due, _, one in (*self._due, *self._suspects) if one == position), 0.0)
             attempt = self._parked[position].message.attempt - 1
-            return Standing(name, "parked", attempt=attempt, due_at=datetime.fromtimestamp(due, UTC))
+            return Standing(name, "parked", attempt=attempt, due_at=moment_at(due))
         is_dead = any(letter.message.id == message_id for letter in self.dead)
         return Standing(name, "dead letter" if is_dead else "settled")
 

@@ -30,6 +30,7 @@ from pubsub_core.broker import (
     Start,
     TopicState,
 )
+from pubsub_core.clock import moment_at
 from pubsub_core.errors import BrokerError, ConsumersPresent, NotPermitted, Unsupported
 from pubsub_core.ids import published_at
 from pubsub_core.message import Message, SubscriptionKey
@@ -329,7 +330,7 @@ class RedisInspector:
         ]
         score, record = self.call_all(keys.stream, looks, "looking for a message")
         if score is not None and record is not None:
-            return Found(read_delayed(topic, record)[0], due_at=datetime.fromtimestamp(float(score) / 1000, UTC))
+            return Found(read_delayed(topic, record)[0], due_at=moment_at(float(score) / 1000))
         position = self._position_of(keys.stream, message_id, _LOOKED_AT)
         groups = {one[b"name"].decode(): one[b"last-delivered-id"].decode() for one in self._group_facts(keys)}
         if position is None:
@@ -397,7 +398,7 @@ class RedisInspector:
             score = due or suspect
             if consumer != PARKED.encode():
                 return Standing(group, "in hand", consumer.decode("utf-8", "replace"), attempt)
-            due_at = None if score is None else datetime.fromtimestamp(float(score) / 1000, UTC)
+            due_at = None if score is None else moment_at(float(score) / 1000)
             return Standing(group, "parked", attempt=attempt, due_at=due_at)
         is_dead = self._letter_of(SubscriptionKey(topic, group), message_id) is not None
         return Standing(group, "dead letter" if is_dead else "settled")
@@ -494,7 +495,7 @@ class RedisInspector:
             return ()
         records = self.call(keys.stream, ("HMGET", keys.delayed_messages, *flat[::2]), "listing delayed messages")
         return [
-            Delayed(read_delayed(topic, record)[0], datetime.fromtimestamp(float(score) / 1000, UTC))
+            Delayed(read_delayed(topic, record)[0], moment_at(float(score) / 1000))
             for record, score in zip(records, flat[1::2], strict=True)
             if record is not None
         ]

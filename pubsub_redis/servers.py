@@ -12,7 +12,7 @@ from redis.connection import ConnectionPool, SSLConnection
 from redis.connection import parse_url as parse_redis_url
 from redis.retry import Retry
 
-from pubsub_core.backends import masked
+from pubsub_core.backends import ENCODE, masked
 from pubsub_core.errors import ConfigurationError
 
 # What the library sets itself on every connection: a URL may not undo it. RESP2 because its replies are plain lists.
@@ -56,7 +56,9 @@ def open_servers(url: str, *, timeout: float) -> Servers:
     except ConfigurationError:
         raise
     except ValueError as error:
-        raise ConfigurationError(f"PUBSUB_URL {masked(url)!r} cannot be: {error}") from None
+        of_port = str(error).startswith("Port could not be cast")  # and then quoted: it may be of the password
+        why = f"its port is not a number. {ENCODE}" if of_port else error
+        raise ConfigurationError(f"PUBSUB_URL {masked(url)!r} cannot be: {why}") from None
     except TypeError as error:
         unknown = str(error).rpartition("argument ")[2]
         raise ConfigurationError(

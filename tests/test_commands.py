@@ -396,7 +396,12 @@ def test_a_group_is_moved_after_a_question(shop: Shop):
     assert shop.run("lag", "orders") == "1\n"
     shop.run("seek", "orders", "latest", "--yes")
     assert shop.run("lag", "orders") == "0\n"
-    assert "is no place" in shop.result_with(2, "seek", "orders", "yesterday", "--yes").stderr
+    for wrong in ("yesterday", "999999999999d", "0001-01-01"):
+        assert "is no place" in shop.result_with(2, "seek", "orders", wrong, "--yes").stderr
+    for later in ("9999-12-31T23:59Z", "253402300799000-0"):
+        assert "lies in the future" in shop.result_with(2, "seek", "orders", later, "--yes").stderr
+    shop.pubsub.publish("orders", {"order_id": 4})
+    assert shop.run("lag", "orders") == "1\n"
     assert "there is no group" in shop.result_with(4, "seek", "orders", "latest", "--group", "nobody", "--yes").stderr
 
 
@@ -434,6 +439,14 @@ def test_a_group_is_removed_and_a_message_cancelled(shop: Shop):
     shop.run("cancel", "orders", later, "--yes")
     assert shop.pubsub.inspector.topic("orders").delayed == 0
     shop.run("cancel", "orders", later, "--yes", code=4)
+
+
+def test_a_message_that_is_due_later_than_a_calendar_knows_is_shown_and_cancelled(shop: Shop):
+    shop.work()
+    (message_id,) = shop.run("publish", "orders", '{"order_id": 3}', "--delay", "1e300").split()
+    assert shop.json("show", message_id)["due_at"].startswith("9999-12-31")
+    assert shop.pubsub.inspector.delayed("orders")[0].message.id == message_id
+    assert "is cancelled" in shop.run("cancel", "orders", message_id, "--yes")
 
 
 def test_schedules_are_listed_run_paused_and_resumed(shop: Shop):

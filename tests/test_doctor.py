@@ -164,6 +164,19 @@ def test_what_may_not_be_looked_at_is_a_warning(well_kept: RealServer):
     assert "ZSCORE" in rights.what
 
 
+def test_a_user_whom_the_server_lets_do_nothing_is_an_error(well_kept: RealServer):
+    user = f"user-{uuid.uuid4().hex}"
+    with Redis.from_url(well_kept.url) as client:
+        client.execute_command("ACL", "SETUSER", user, "on", ">pw", "~*", "&*", "-@all", "+ping", "+hello", "+auth")
+        for url in (f"redis://{user}:pw@", f"redis://{user}:wrong@"):
+            pubsub = made(well_kept.url.replace("redis://", url))
+            (finding,) = examine(pubsub)
+            pubsub.close()
+            assert (finding.severity, finding.name) == ("error", "no access")
+            assert "Rights" in finding.mend
+        client.acl_deluser(user)
+
+
 @pytest.mark.parametrize("lacking", ["smembers", "xinfo", "time", "xrange"])
 def test_what_the_doctor_itself_may_not_run_is_told_and_the_rest_examined(well_kept: RealServer, lacking: str):
     user = f"user-{uuid.uuid4().hex}"

@@ -141,7 +141,34 @@ def test_default_group_is_the_module() -> None:
         ("redis://host/0?password=x&db=1", "redis://host/0?password=***&db=1"),
         ("rediss://host/0?ssl_keyfile_Password=x", "rediss://host/0?ssl_keyfile_Password=***"),
         ("memory://", "memory://"),
+        ("redis://:hu/s?h#@host:6379/0", "redis://***@host:6379/0"),
+        (":hush@host:6379", "***@host:6379"),
+        ("//:hush@host:6379", "//***@host:6379"),
+        ("redis://host/0?pasword=hush", "redis://host/0?pasword=***"),
+        ("redis://host/0?password=hu#sh", "redis://host/0?password=***"),
+        ("unix:///run/a@b.sock?db=0", "unix:///run/a@b.sock?db=0"),
+        ("unix://me:hush@/run/redis.sock", "unix://***@/run/redis.sock"),
+        ("redis+embedded:///./a@b", "redis+embedded:///./a@b"),
     ],
 )
 def test_no_password_is_shown(url: str, shown: str) -> None:
     assert masked(url) == shown
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:hu/sh@host:6379/0",
+        "redis://:hu#sh@host",
+        "redis+cluster://:hu/sh@host",
+        "redis+sentinel://:hu/sh@host/service",
+        "redis://:hu[sh@host",
+        "redis://:hu\u2100sh@host",
+        ":hush@host",
+    ],
+)
+def test_what_is_said_of_a_url_that_cannot_be_has_no_password(url: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        PubSub(url).runtime.broker.time()
+    assert "***@host" in str(caught.value)
+    assert "hu" not in str(caught.value)

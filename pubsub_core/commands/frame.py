@@ -236,12 +236,22 @@ def confirm(what: str, *, yes: bool) -> None:
 
 
 def moment(text: str, now: datetime) -> datetime:
-    """Return a moment: an ISO time (without a zone: UTC), or so long ago, as in 90s, 30m, 2h, 7d. Raises ValueError."""
+    """Return a moment: an ISO time (without a zone: UTC), or so long ago, as in 90s, 30m, 2h, 7d.
+
+    Raises ValueError for what is none, or lies before 1970.
+    """
     units = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
     if text[-1:] in units and text[:-1].replace(".", "", 1).isdigit():
-        return now - timedelta(seconds=float(text[:-1]) * units[text[-1]])
-    read = datetime.fromisoformat(text)
-    return read if read.tzinfo else read.replace(tzinfo=UTC)
+        try:
+            read = now - timedelta(seconds=float(text[:-1]) * units[text[-1]])
+        except OverflowError:
+            raise ValueError(text) from None
+    else:
+        read = datetime.fromisoformat(text)
+        read = read if read.tzinfo else read.replace(tzinfo=UTC)
+    if read.timestamp() < 0:
+        raise ValueError(text)
+    return read
 
 
 # Answers

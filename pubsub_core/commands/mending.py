@@ -70,6 +70,7 @@ def seek(door: Door, *, takes_target: bool) -> click.Command:
         key = desk.key(topic, group)
         state = desk.state(key)
         place = to if to in ("earliest", "latest") or _POSITION.fullmatch(to) else _moment(desk, to)
+        _check_past(desk, topic, place)
         confirm(
             f"This moves group {key.group!r} of topic {topic!r}, for which {state.lag} messages wait and "
             f"{state.pending:,} are not settled, to {place}: what lies behind that is delivered again, "
@@ -96,6 +97,23 @@ def _moment(desk: Desk, text: str) -> datetime:
         raise click.BadParameter(
             f"{text!r} is no place: use earliest, latest, 30m, 2h, 2030-12-31T12:00Z, or a message's position"
         ) from None
+
+
+def _check_past(desk: Desk, topic: str, place: datetime | str) -> None:
+    """Raise if a place lies in the future: until then nothing would be delivered, and nothing would seem to wait."""
+    if isinstance(place, datetime):
+        is_past = place <= desk.now()
+    elif place in ("earliest", "latest"):
+        is_past = True
+    else:
+        first = int(place.partition("-")[0])
+        is_past = first <= desk.now().timestamp() * 1000 or any(
+            first <= int(str(one.position).partition("-")[0]) for one in desk.inspector.peek(topic, 1)
+        )
+    if not is_past:
+        raise click.BadParameter(
+            f"{place} lies in the future: what is published until then would not be delivered. Use latest"
+        )
 
 
 def _force() -> click.Option:
