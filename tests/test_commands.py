@@ -384,6 +384,14 @@ def test_a_group_is_paused_and_resumed(shop: Shop):
     assert shop.run("lag", "orders") == "0\n"
 
 
+@pytest.mark.parametrize("words", ["tail", "groups", "purge --yes"])
+def test_a_topic_that_is_misspelt_is_told(shop: Shop, words: str):
+    shop.run(*words.split(), "yearly")  # which is declared, and was never published
+    assert "there is no topic 'order'. Did you mean 'orders'?" in shop.result_with(4, *words.split(), "order").stderr
+    shop.pubsub.publish("misspelt", 1)
+    shop.run(*words.split(), "misspelt")
+
+
 def test_a_group_is_moved_after_a_question(shop: Shop):
     shop.pubsub.publish("orders", {"order_id": 2})
     shop.work()

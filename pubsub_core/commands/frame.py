@@ -132,6 +132,13 @@ class Desk:
         if key not in self.handlers():
             self.state(key)
 
+    def check_topic(self, topic: str) -> None:
+        """Raise NotFound if nobody declares, consumes or publishes to a topic of that name."""
+        known = self.topics()
+        state = self.inspector.topic(topic)
+        if topic not in known and not (state.messages or state.delayed or state.groups):
+            raise NotFound(f"there is no topic {topic!r}.{did_you_mean(topic, known)}")
+
     def answer(self, facts: Any, text: Callable[[], None]) -> None:
         """Write the facts as JSON, if that was asked for; else call `text`."""
         if self.as_json:

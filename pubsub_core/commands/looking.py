@@ -69,6 +69,8 @@ def groups(door: Door, *, takes_target: bool) -> click.Command:
     def run(desk: Desk, topic: str | None) -> None:
         now = desk.now()
         rows = [group_row(one) for one in group_states(desk, topic)]
+        if topic and not rows:
+            desk.check_topic(topic)
         desk.answer(rows, lambda: show_table(rows, "no group is known yet: a worker makes its groups", now))
 
     return command(
@@ -212,6 +214,8 @@ def tail(door: Door, *, takes_target: bool) -> click.Command:
         except ValueError:
             raise click.BadParameter(f"{since!r} is no moment: use 30m, 2h, or 2030-12-31T12:00Z") from None
         messages = desk.inspector.peek(topic, limit, after=start)
+        if not messages and not follow:
+            desk.check_topic(topic)
         for one in messages:
             _show_line(desk, one)
         if follow:

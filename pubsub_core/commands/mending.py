@@ -125,6 +125,8 @@ def purge(door: Door, *, takes_target: bool) -> click.Command:
 
     def run(desk: Desk, topic: str, *, everything: bool, force: bool, yes: bool) -> None:
         state = desk.inspector.topic(topic)
+        if not state.messages:
+            desk.check_topic(topic)
         if everything:
             groups = ", ".join(one.key.group for one in desk.inspector.groups(topic)) or "none"
             confirm(

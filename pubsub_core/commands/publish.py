@@ -85,7 +85,7 @@ def _publish_lines(desk: Desk, topic: str, file: IO[bytes], options: dict[str, A
                     with desk.pubsub.batch() as batch:
                         failure = _add(desk, batch, topic, some, options)
                 except PubSubError as error:
-                    raise type(error)(f"{error}. {count:,} messages were published before") from None
+                    raise type(error)(f"{str(error).rstrip('.')}. {count:,} messages were published before") from None
                 count, sending = count + len(batch.ids), 0
                 bar.update(sum(len(line) for _, line in some), count)
                 if failure is not None:
