@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from time import monotonic
 
 from pubsub_core.broker import USUAL, Examinable, Finding, GroupState, Inspector, Searchable, Severity, TopicState
-from pubsub_core.errors import BrokerUnavailable, NotPermitted
+from pubsub_core.errors import BrokerError, BrokerUnavailable, NotPermitted
 from pubsub_core.message import SubscriptionKey
 from pubsub_core.pubsub import PubSub
 
@@ -25,7 +25,7 @@ _ORDER = ("error", "warning", "note")
 
 
 def examine(pubsub: PubSub) -> Sequence[Finding]:
-    """Return what is not as it should be, the worst first. Changes nothing. Raises BrokerError for what it cannot do.
+    """Return what is not as it should be, the worst first. Changes nothing.
 
     A broker that cannot be reached, or lets this user do nothing, is a finding, and then the only one. Where much
     waits it takes a second, to see whether that grows.
@@ -42,11 +42,13 @@ def examine(pubsub: PubSub) -> Sequence[Finding]:
     refusals: list[NotPermitted] = []
     try:
         for what, look in looks:
-            findings += _as_permitted(what, look, refusals)
+            findings += _looked_at(what, look, refusals, pubsub.settings.namespace)
         if len(refusals) == len(looks):
             return [_no_access(refusals[0])]
         if isinstance(broker, Searchable):
-            findings += _leftovers(pubsub, broker)
+            findings += _looked_at(
+                "what is left over", lambda: _leftovers(pubsub, broker), refusals, pubsub.settings.namespace
+            )
     except BrokerUnavailable as error:
         return [
             Finding(
@@ -70,10 +72,12 @@ def _no_access(error: NotPermitted) -> Finding:
     )
 
 
-def _as_permitted(what: str, look: Callable[[], Iterable[Finding]], refusals: list[NotPermitted]) -> Sequence[Finding]:
-    """Return what is found, up to what the user may not look at; that is a finding then, and the rest is examined.
+def _looked_at(
+    what: str, look: Callable[[], Iterable[Finding]], refusals: list[NotPermitted], namespace: str
+) -> Sequence[Finding]:
+    """Return what is found, up to what cannot be looked at; that is a finding then, and the rest is examined.
 
-    What was refused is added to `refusals`.
+    What the user may not look at is added to `refusals`.
     """
     findings: list[Finding] = []
     try:
@@ -87,6 +91,19 @@ def _as_permitted(what: str, look: Callable[[], Iterable[Finding]], refusals: li
                 f"{what} could not be looked at, or not wholly: {error}",
                 "what is wrong there is not found",
                 "run doctor with a user that may: docs/configuration.md has the rights of who operates",
+            )
+        )
+    except BrokerUnavailable:
+        raise
+    except BrokerError as error:
+        findings.append(
+            Finding(
+                "error",
+                "cannot be looked at",
+                f"{what} could not be looked at, or not wholly: {error}",
+                "what is wrong there is not found, and publishing or consuming may fail for the same reason",
+                "see that PUBSUB_URL names a Redis or Valkey (the command `config`), and that nobody else writes to "
+                f"keys of the namespace {namespace!r}",
             )
         )
     return findings

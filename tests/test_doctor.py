@@ -177,6 +177,19 @@ def test_a_user_whom_the_server_lets_do_nothing_is_an_error(well_kept: RealServe
         client.acl_deluser(user)
 
 
+def test_what_somebody_else_wrote_to_our_keys_is_told_and_the_rest_examined(shop: PubSub):
+    shop.publish("misspelt", 1)
+    with Redis.from_url(shop.settings.url) as client:
+        client.set(f"{shop.settings.namespace}:topics", "not ours")
+        findings = named(examine(shop))
+        client.delete(f"{shop.settings.namespace}:topics")
+    finding = findings["cannot be looked at"]
+    assert finding.severity == "error"
+    assert "WRONGTYPE" in finding.what
+    assert shop.settings.namespace in finding.mend
+    assert "no replica" in findings
+
+
 @pytest.mark.parametrize("lacking", ["smembers", "xinfo", "time", "xrange"])
 def test_what_the_doctor_itself_may_not_run_is_told_and_the_rest_examined(well_kept: RealServer, lacking: str):
     user = f"user-{uuid.uuid4().hex}"

@@ -285,6 +285,20 @@ def test_a_second_signal_leaves_at_once_and_nothing_is_lost(fleet, number, code)
         assert sorted(rest + numbers(third.find(r"^done (\d+) 2 "))) == list(range(10))
 
 
+def test_a_ctrl_c_that_is_also_passed_on_is_one_request(fleet):
+    """A terminal sends it to all, and whoever started the worker, as `dev` does, ends it by SIGTERM then."""
+    fleet.publish(1, "hold")
+    with fleet.worker("shop", GATE=fleet.gate) as worker:
+        worker.wait_for("^started 0 1")
+        worker.signal(signal.SIGINT)
+        worker.wait_for("stopping: handlers get up to")
+        worker.signal(signal.SIGTERM)
+        fleet.open_gate(1)
+        assert worker.wait() == 0
+        assert worker.find("^done 0 1 ")
+        assert not worker.find("leaving at once")
+
+
 def test_a_handler_that_outlasts_the_deadline_is_given_to_others(fleet):
     fleet.publish(1, "hold")
     with fleet.worker("shop", GATE=fleet.gate, PUBSUB_SHUTDOWN_TIMEOUT="0.5") as first:

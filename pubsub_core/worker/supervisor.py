@@ -36,6 +36,7 @@ _LOOK = 1.0  # seconds between two looks at the processes
 _DEAF_AFTER = 6.0  # seconds without a sign of life from a process, which gives one each second; longer than its lease
 _ASK_EVERY = 5.0  # seconds between two looks of a process at the groups, for the pages
 _GRACE = 3.0  # seconds a process gets beyond its own deadline before it is killed
+_ONE_STOP = 1.0  # seconds after a Ctrl-C within which a SIGTERM is no second request
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
 
 
@@ -99,6 +100,7 @@ class _Supervisor:
         self._start_at = 0.0
         self._signals: list[int] = []
         self._stop_by: float | None = None
+        self._stopped_by: tuple[int, float] = (0, 0.0)  # the signal, and when it came
         self._is_reloading = False
         self._burst_over = False
         self._code = OK
@@ -414,10 +416,13 @@ class _Supervisor:
             number = self._signals.pop(0)
             if self._stop_by is None or self._is_reloading:
                 self._is_reloading = False
+                self._stopped_by = (number, monotonic())
                 log.info(
                     "stopping: handlers get up to %.0f s to finish; again to leave at once", self._shutdown_timeout
                 )
                 self._stop()
+            elif self._stopped_by[0] == signal.SIGINT != number and monotonic() < self._stopped_by[1] + _ONE_STOP:
+                pass  # a Ctrl-C, which reached us, and whoever started us, who passes it on
             else:
                 log.warning("leaving at once; what was in hand is delivered again")
                 self._code = INTERRUPTED if number == signal.SIGINT else CRASHED
