@@ -49,6 +49,12 @@ class _Commands(click.Group):
         """Return the command of that name."""
         return self._all().get_command(ctx, cmd_name)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that is meant; of one that is misspelt, name the nearest."""
+        return self._all().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write what they do."""
         self._all().format_commands(ctx, formatter)

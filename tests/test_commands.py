@@ -231,6 +231,12 @@ def test_the_shell_completes_commands_and_options(typed: str, completed: str):
 
 def test_status_tells_of_what_waits_and_of_what_died(shop: Shop):
     assert "no group is known yet" in shop.run("status")
+    assert shop.json("status")["remarks"] == []
+    early = shop.pubsub.publish("orders", {"order_id": 2})
+    (remark,) = shop.json("status")["remarks"]
+    assert remark == "orders / billing: the topic has 1 messages, and no worker has made the group yet"
+    assert shop.json("show", early)["groups"] == []
+    shop.run("purge", "orders", "--everything", "--yes")
     shop.kill_letters(1, 3)
     shop.pubsub.publish("orders", {"order_id": 2})
     shop.pubsub.publish("orders", {"order_id": 4}, delay=3600)
@@ -483,6 +489,13 @@ def test_the_settings_are_shown_without_secrets(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv("FLASK_APP", raising=False)
     result = CliRunner().invoke(pubsub_command, ["config", "--json", "--url", "redis://me:hush@nowhere:1/0"])
     assert json.loads(result.stdout)["PUBSUB_URL"] == "redis://***@nowhere:1/0"
+
+
+@pytest.mark.parametrize("door", [pubsub_command, flask_pubsub])
+def test_a_command_that_is_misspelt_is_told(door: click.Command):
+    result = CliRunner().invoke(door, ["stats"])
+    assert result.exit_code == 2
+    assert "No such command 'stats'. Did you mean 'status'?" in result.stderr
 
 
 def test_without_an_application_a_url_will_do(shop: Shop, monkeypatch: pytest.MonkeyPatch):

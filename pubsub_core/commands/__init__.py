@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from pubsub_core.errors import PubSubError
+from pubsub_core.names import did_you_mean
 
 if TYPE_CHECKING:
     from pubsub_core.pubsub import PubSub
@@ -82,6 +83,15 @@ class Commands(click.Group):
         module, _, function = entry.where.partition(":")
         command: click.Command = getattr(import_module(module), function)(self._door, takes_target=self._takes_target)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that is meant; of one that is misspelt, name the nearest."""
+        name = args[0]
+        if name not in self._entries and name[:1] != "-" and not ctx.resilient_parsing:
+            ctx.fail(f"No such command {name!r}.{did_you_mean(name, self._entries)}")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write what the commands do, by the table alone."""

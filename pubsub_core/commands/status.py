@@ -1,19 +1,20 @@
 """`status`: how everything stands, on one screen."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
 from typing import Any
 
 import click
 
 from pubsub_core.backends import masked
-from pubsub_core.broker import GroupState
+from pubsub_core.broker import GroupState, TopicState
 from pubsub_core.commands import Door
 from pubsub_core.commands.frame import Desk, command, end_line, show_table, shown
 from pubsub_core.commands.looking import group_row, group_states
 from pubsub_core.commands.schedules import schedule_rows
 from pubsub_core.errors import BrokerUnavailable
+from pubsub_core.message import SubscriptionKey
 
 _WATCH_EVERY = 2.0  # seconds
 
@@ -72,9 +73,11 @@ def _look(desk: Desk) -> tuple[dict[str, Any], Callable[[], None]]:
     names = desk.topics()
     states = group_states(desk)
     schedules = schedule_rows(desk)
-    delayed = sum(desk.inspector.topic(name).delayed for name in names)
+    topics = [desk.inspector.topic(name) for name in names]
+    delayed = sum(one.delayed for one in topics)
     rows = [group_row(one) for one in states]
     remarks = [remark for one in states for remark in _remarks(one)]
+    remarks += _unheard(desk, topics, {one.key for one in states})
     facts = {
         "broker": masked(desk.pubsub.settings.url),
         "namespace": desk.pubsub.settings.namespace,
@@ -105,6 +108,19 @@ def _look(desk: Desk) -> tuple[dict[str, Any], Callable[[], None]]:
 
 
 _SHOWN = ("schedule", "topic", "when", "last", "next", "paused")
+
+
+def _unheard(desk: Desk, topics: Sequence[TopicState], groups: Container[SubscriptionKey]) -> list[str]:
+    """Return which topics have messages, and lack a group that should have them."""
+    remarks = []
+    for one in topics:
+        missing = [key for key in sorted(desk.handlers()) if key.topic == one.topic and key not in groups]
+        has = f"the topic has {one.messages:,} messages"
+        if one.messages and missing:
+            remarks += [f"{key.topic} / {key.group}: {has}, and no worker has made the group yet" for key in missing]
+        elif one.messages and not one.groups:
+            remarks.append(f"{one.topic}: {has}, and no group. A worker makes one; or: purge {one.topic} --everything")
+    return remarks
 
 
 def _remarks(one: GroupState) -> list[str]:
