@@ -455,6 +455,7 @@ class Inspector(Protocol):
     def seek(self, key: SubscriptionKey, to: Start | str, *, force: bool = False) -> None:
         """Have a group go on reading at the oldest message kept, behind the newest, at a moment, or at a position.
 
+        What is later than the newest message is taken for behind it, so that nothing to come is passed over.
         What is pending and lies behind that comes again, as new; what is pending and lies before it stays pending.
         Raises ConsumersPresent, changing nothing, if processes consume the group, unless it is paused, or by `force`:
         what a handler is at meanwhile may then come again. Raises BrokerError if there is no such group.

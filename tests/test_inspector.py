@@ -51,6 +51,19 @@ def test_a_lag_that_the_server_does_not_know_is_counted_up_to_a_bound(broker: Re
     assert (str(Count(10_000, is_exact=False)), str(Count(3))) == ("≥ 10,000", "3")
 
 
+@pytest.mark.parametrize("position", ["99999999999999-0", "999999999999999-1"])
+def test_a_group_that_is_moved_to_a_position_that_is_not_yet_stands_behind_the_newest(
+    broker: RedisBroker, position: str
+) -> None:
+    publish(broker, 2)
+    stream = broker.keys(KEY.topic).stream
+    broker.call(stream, ("XGROUP", "CREATE", stream, KEY.group, "0"), "making a group")
+    broker.seek(KEY, position)
+    assert broker.groups(KEY.topic)[0].lag == Count(0)
+    publish(broker, 1)
+    assert broker.groups(KEY.topic)[0].lag == Count(1)
+
+
 def test_a_message_that_many_others_were_published_with_is_found(broker: RedisBroker) -> None:
     ids = publish(broker, 3_000)
     for message_id in (ids[0], ids[1500], ids[-1]):

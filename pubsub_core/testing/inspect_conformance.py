@@ -318,6 +318,17 @@ class InspectConformance(Harness):
             inspector.seek(key, "yesterday")
 
     @needs("inspect")
+    def test_a_group_that_is_moved_into_the_future_misses_nothing(self, broker: Broker) -> None:
+        """It stands behind the newest message, and takes what is published next."""
+        inspector, key = self.looking(broker), self.key()
+        self.leave(self.joined(broker, key))
+        self.publish(broker, key.topic, 2)
+        inspector.seek(key, self.moment_now() + timedelta(hours=1))
+        assert inspector.groups(key.topic)[0].lag == Count(0)
+        later = self.publish(broker, key.topic, 2)
+        assert ids(self.take(self.consumer(broker, key), 2)) == later
+
+    @needs("inspect")
     def test_what_is_pending_stays_or_comes_as_new(self, broker: Broker) -> None:
         """It stays if it lies before the place; behind it comes again, once, as the first attempt."""
         inspector, key = self.looking(broker), self.key()

@@ -1,9 +1,19 @@
 -- Has a group go on reading elsewhere. What is pending behind that place will be read anew, so it is settled here: a page
 -- at a time, of which any may be the last one that is carried out.
 -- KEYS: 1 stream, 2 due zset, 3 suspects zset, 4 failures hash.
--- ARGV: 1 group, 2 the entry id behind which it reads on ("$": behind the newest; "": it was told before).
+-- ARGV: 1 group, 2 the entry id behind which it reads on ("$": behind the newest; "": it was told before). One that is
+-- not yet is taken for the newest: what comes until then would be passed over, and nobody would see it wait.
 -- Returns: how many were settled; to be called again until that is none.
-if ARGV[2] ~= '' then redis.call('XGROUP', 'SETID', KEYS[1], ARGV[1], ARGV[2]) end
+local place = ARGV[2]
+if place ~= '' then
+  if parts(place) then
+    local facts = redis.call('XINFO', 'STREAM', KEYS[1])
+    for i = 1, #facts, 2 do
+      if facts[i] == 'last-generated-id' and is_less(facts[i + 1], place) then place = '$' end
+    end
+  end
+  redis.call('XGROUP', 'SETID', KEYS[1], ARGV[1], place)
+end
 local last
 for _, facts in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
   local group = {}
