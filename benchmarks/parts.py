@@ -6,6 +6,7 @@ has all of a process.
 """
 
 import argparse
+import gc
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -72,6 +73,8 @@ def _ours(url: str, count: int) -> dict[str, float]:
          "decode, call the handler, settle", "  of it: decode", "  of it: pydantic's parser"), 0.0,
     )  # fmt: skip
     entries = _entries(url, count)
+    gc.collect()
+    gc.freeze()  # as worker processes do with what is there before the first message
     codec = UntypedJson()
     done: list[Delivery[bytes]] = []
     seen = 0
@@ -89,6 +92,7 @@ def _ours(url: str, count: int) -> dict[str, float]:
         found["  of it: decode"] += _timed(_each, codec.decode, payloads)
         found["  of it: pydantic's parser"] += _timed(_each, pydantic_core.from_json, payloads)
         worker._settler.take()
+    gc.unfreeze()
     consumer.ack(done)
     consumer.close()
     pubsub.close()
