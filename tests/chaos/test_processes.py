@@ -193,7 +193,7 @@ def test_a_handler_that_never_returns(field: Field, record: Record, how: str) ->
     field.produce(pause=0.02)
     tries = 3 if IS_LONG else 2
     field.until(lambda: sum(run.message_id == endless for run in field.runs()) >= tries, 60, "it was tried again")
-    verdict = field.settle(20, but=frozenset({endless}), left=1)
+    verdict = field.settle(but=frozenset({endless}), left=1)
     assert (verdict.lost, verdict.unknown) == ([], [])
     # A regular expression keeps the whole process from running, so it is killed, with what was done and not yet told.
     assert len(verdict.repeated) <= (4 * tries if how == "regex" else 0)
