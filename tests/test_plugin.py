@@ -336,7 +336,7 @@ def test_the_shop_is_green_on_memory_and_on_a_real_server_in_any_order_on_many_p
         )  # fmt: skip
         assert ended.returncode == 0, ended.stdout + ended.stderr
         assert "21 passed" in ended.stdout
-    assert set(client.keys()) == before
+    assert set(client.keys()) <= before  # what others left may expire meanwhile
     client.close()
 
 
