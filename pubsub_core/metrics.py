@@ -63,8 +63,9 @@ class Histogram:
         times = Counter(published)  # what was published together says the very same moment
         moments = {one: one.timestamp() - ahead for one in times}
         earliest, latest = min(moments.values()), max(moments.values())
-        least, most = bisect_left(BOUNDS, min(starts) - latest), bisect_left(BOUNDS, max(starts) - earliest)
-        if least == most and min(starts) >= latest:
+        first = min(starts)
+        least, most = bisect_left(BOUNDS, first - latest), bisect_left(BOUNDS, max(starts) - earliest)
+        if least == most and first >= latest:
             self.total += max(0.0, sum(starts) - sum([moments[one] * count for one, count in times.items()]))
             self.buckets[least] += len(starts)
         else:  # publishers have clocks of their own: one that is ahead makes it 0
@@ -109,22 +110,24 @@ class GroupCounts:
 
         What is handled at the first attempt, as nearly all is, is counted together: that is several times cheaper.
         """
-        deliveries, outcomes, starts, seconds = zip(*some, strict=True)
-        messages = [one.message for one in deliveries]
-        is_usual = outcomes.count(ACKED) == len(some)
-        if is_usual and not [one for one in messages if one.attempt != 1 or one.source == "replay"]:
+        published = [
+            message.published_at
+            for delivery, outcome, _, _ in some
+            if outcome is ACKED and (message := delivery.message).attempt == 1 and message.source != "replay"
+        ]
+        if len(published) == len(some):
             self.handled += len(some)
-            self.seconds.observe(seconds)
+            self.seconds.observe([seconds for _, _, _, seconds in some if seconds is not None])
             if ahead is not None:
-                self.latency.observe_latencies(starts, ahead, [one.published_at for one in messages])
+                self.latency.observe_latencies([started for _, _, started, _ in some], ahead, published)
         elif len(some) == 1:
             self._count_one(*some[0], ahead)
         else:
-            usual = [one for one in some if one[1].__class__ is Acked and _is_first(one[0].message)]
+            usual = [one for one in some if one[1] is ACKED and _is_first(one[0].message)]
             if usual:
                 self.count(usual, ahead)
             for one in some:
-                if not (one[1].__class__ is Acked and _is_first(one[0].message)):
+                if not (one[1] is ACKED and _is_first(one[0].message)):
                     self._count_one(*one, ahead)
 
     def _count_one(
