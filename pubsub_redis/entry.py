@@ -14,6 +14,7 @@ from typing import Any, cast
 import pydantic_core
 
 from pubsub_core.broker import DeadLetter
+from pubsub_core.clock import moment_at
 from pubsub_core.ids import published_at
 from pubsub_core.message import NO_HEADERS, DeadLetterReason, Message, Source, SubscriptionKey, message_of
 from pubsub_redis.link import Command
@@ -135,19 +136,12 @@ def _read_source(words: bytes, position: str) -> tuple[Source, datetime | None, 
     for word in words.decode().split(" "):
         kind, _, value = word.partition(":")
         if kind == "life":
-            expires_at = _moment(int(position.partition("-")[0]) + int(value))
+            expires_at = moment_at((int(position.partition("-")[0]) + int(value)) / 1000)
         elif kind == "for":
-            scheduled_for = _moment(int(value))
+            scheduled_for = moment_at(int(value) / 1000)
         else:
             source = cast("Source", kind)
     return source, expires_at, scheduled_for
-
-
-def _moment(milliseconds: int) -> datetime:
-    try:
-        return datetime.fromtimestamp(milliseconds / 1000, UTC)
-    except (ValueError, OverflowError, OSError):  # later than a calendar knows
-        return datetime.max.replace(tzinfo=UTC)
 
 
 _latest: tuple[str, datetime] = ("?", datetime.fromtimestamp(0, UTC))
@@ -171,7 +165,7 @@ def _published_at(message_id: str) -> datetime:
 
 def stored_at(entry_id: str) -> datetime:
     """Return when the server stored an entry, by its id. Another program may have chosen one that is no time."""
-    return _moment(int(entry_id.partition("-")[0]))
+    return moment_at(int(entry_id.partition("-")[0]) / 1000)
 
 
 def _headers(encoded: bytes) -> Mapping[str, str]:

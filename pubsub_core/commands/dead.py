@@ -36,10 +36,9 @@ def dead(door: Door, *, takes_target: bool) -> click.Command:
     return group
 
 
-def _letters(desk: Desk, topic: str, group: str | None) -> DeadLetters:
+def _letters(desk: Desk, key: SubscriptionKey) -> DeadLetters:
     """Return the dead letters of a group, which may be gone. Raises NotFound if there is neither it nor any of them."""
-    key = desk.key(topic, group)
-    letters = desk.pubsub.dead_letters(topic, group=key.group)
+    letters = desk.pubsub.dead_letters(key.topic, group=key.group)
     if not letters.newest(1):
         desk.check(key)
     return letters
@@ -48,7 +47,7 @@ def _letters(desk: Desk, topic: str, group: str | None) -> DeadLetters:
 def _list(door: Door, *, takes_target: bool) -> click.Command:
     def run(desk: Desk, topic: str, group: str | None, limit: int) -> None:
         now = desk.now()
-        rows = [_row(one) for one in _letters(desk, topic, group).newest(limit)]
+        rows = [_row(one) for one in _letters(desk, desk.key(topic, group)).newest(limit)]
         desk.answer(rows, lambda: show_table(rows, "there are no dead letters", now))
 
     return command(
@@ -85,7 +84,7 @@ def _show(door: Door, *, takes_target: bool) -> click.Command:
 
 
 def _only(desk: Desk, topic: str, group: str | None, message_id: str) -> DeadLetter:
-    for number, letter in enumerate(_letters(desk, topic, group)):
+    for number, letter in enumerate(_letters(desk, desk.key(topic, group))):
         if message_id in (letter.message.id, letter.position):
             return letter
         if number >= _LOOKED_AT:
@@ -119,8 +118,9 @@ def _show_letter(letter: DeadLetter) -> None:
 
 def _replay(door: Door, *, takes_target: bool) -> click.Command:
     def run(desk: Desk, topic: str, group: str | None, *, yes: bool, **choice: Any) -> None:
-        letters = _letters(desk, topic, group)
-        chosen = _chosen(letters, "This delivers again", desk.key(topic, group), choice, yes=yes)
+        key = desk.key(topic, group)
+        letters = _letters(desk, key)
+        chosen = _chosen(letters, "This delivers again", key, choice, yes=yes)
         count = letters.replay(where=lambda one: one.position in chosen) if chosen else 0
         desk.answer({"replayed": count}, lambda: click.echo(f"{count:,} dead letters replayed"))
 
@@ -136,8 +136,9 @@ def _replay(door: Door, *, takes_target: bool) -> click.Command:
 
 def _discard(door: Door, *, takes_target: bool) -> click.Command:
     def run(desk: Desk, topic: str, group: str | None, *, yes: bool, **choice: Any) -> None:
-        letters = _letters(desk, topic, group)
-        chosen = _chosen(letters, "This deletes for good", desk.key(topic, group), choice, yes=yes)
+        key = desk.key(topic, group)
+        letters = _letters(desk, key)
+        chosen = _chosen(letters, "This deletes for good", key, choice, yes=yes)
         count = letters.discard(where=lambda one: one.position in chosen) if chosen else 0
         desk.answer({"discarded": count}, lambda: click.echo(f"{count:,} dead letters discarded"))
 

@@ -100,7 +100,7 @@ def _moment(desk: Desk, text: str) -> datetime:
 
 
 def _check_past(desk: Desk, topic: str, place: datetime | str) -> None:
-    """Raise if a place lies in the future: until then nothing would be delivered, and nothing would seem to wait."""
+    """Raise if a place lies in the future: that is a slip, and would be taken for `latest`."""
     if isinstance(place, datetime):
         is_past = place <= desk.now()
     elif place in ("earliest", "latest"):
@@ -111,9 +111,7 @@ def _check_past(desk: Desk, topic: str, place: datetime | str) -> None:
             first <= int(str(one.position).partition("-")[0]) for one in desk.inspector.peek(topic, 1)
         )
     if not is_past:
-        raise click.BadParameter(
-            f"{place} lies in the future: what is published until then would not be delivered. Use latest"
-        )
+        raise click.BadParameter(f"{place} lies in the future. To go on behind what is there now, use latest")
 
 
 def _force() -> click.Option:

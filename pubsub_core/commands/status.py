@@ -112,9 +112,9 @@ _SHOWN = ("schedule", "topic", "when", "last", "next", "paused")
 
 def _unheard(desk: Desk, topics: Sequence[TopicState], groups: Container[SubscriptionKey]) -> list[str]:
     """Return which topics have messages, and lack a group that should have them."""
-    remarks = []
+    remarks, subscribed = [], sorted(desk.handlers())
     for one in topics:
-        missing = [key for key in sorted(desk.handlers()) if key.topic == one.topic and key not in groups]
+        missing = [key for key in subscribed if key.topic == one.topic and key not in groups]
         has = f"the topic has {one.messages:,} messages"
         if one.messages and missing:
             remarks += [f"{key.topic} / {key.group}: {has}, and no worker has made the group yet" for key in missing]
