@@ -34,6 +34,7 @@ from pubsub_core.errors import (
 from pubsub_core.ids import IdMaker, published_at
 from pubsub_core.message import DeadLetterReason, Delivery, Message, SubscriptionKey
 from pubsub_redis import RedisBroker, open_redis
+from pubsub_redis import broker as broker_module
 from pubsub_redis.consumer import RedisConsumer
 from pubsub_redis.faults import broker_errors
 from pubsub_redis.keys import worker_key
@@ -463,6 +464,27 @@ def test_dead_letter_of_another_program_is_listed_replayed_and_discarded(place: 
 
 
 # Publishing over a connection that breaks.
+
+
+@pytest.mark.parametrize("sent", [1, 2, 3])
+def test_batch_whose_connection_is_killed_between_its_pieces_is_stored_once(
+    place: Place, sent: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = place.broker()
+    first = publish(broker)
+    in_pieces, struck = broker_module._in_pieces, []
+
+    def pieces(stream: bytes, messages: Sequence[Message[bytes]]) -> Iterator[bytes]:
+        for number, piece in enumerate(in_pieces(stream, messages), 1):
+            yield piece
+            if number == sent:
+                struck.append(place.client.client_kill_filter(_type="normal", skipme=True))
+
+    monkeypatch.setattr(broker_module, "_in_pieces", pieces)
+    published = publish(broker, 3 * broker_module._PIECE)
+
+    assert struck
+    assert place.ids() == first + published
 
 
 @pytest.mark.parametrize("count", [1, 5])
