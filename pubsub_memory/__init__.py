@@ -20,7 +20,9 @@ _named_lock = threading.Lock()
 def open_memory(url: str, options: BrokerOptions, /) -> Broker:
     """Return a broker for `memory://`, of its own, or for `memory://name`, whose messages all of that name share.
 
-    The messages are kept for as long as a broker or a consumer refers to them. A forked child goes on with a copy.
+    The messages are kept until no broker or consumer refers to them and Python has collected them as garbage (a store
+    and its consumers know each other): a test that must not meet those of another takes a name of its own, or none. A
+    forked child goes on with a copy.
     """
     try:
         parts = urlsplit(url)
