@@ -80,6 +80,7 @@ class RedisBroker(RedisInspector):
         self._unfenced: dict[_Sent, float] = {}
         self.may_kill: bool | None = None  # connections, to fence off what is on its way there; None: not known yet
         self._idle: defaultdict[Node, deque[Link]] = defaultdict(deque)
+        self._lent: set[Link] = set()
         self._process = os.getpid()
         self._ahead: float | None = None  # of time.monotonic() the server's clock is, by so many seconds
         self._ahead_since = -math.inf
@@ -98,10 +99,14 @@ class RedisBroker(RedisInspector):
     def _borrow(self, node: Node) -> Link:
         if os.getpid() != self._process:
             self._idle = defaultdict(deque)  # the others are our parent's, which we must never use
+            self._lent = set()
             self._process = os.getpid()  # last: another thread of ours would take one of those
-        return _fit_one(self._idle[node]) or self.new_link(node)
+        link = _fit_one(self._idle[node]) or self.new_link(node)
+        self._lent.add(link)
+        return link
 
     def _take_back(self, node: Node, link: Link) -> None:
+        self._lent.discard(link)
         if link.is_open and not link.is_hurried:
             link.rest()
             self._idle[node].append(link)
@@ -203,7 +208,8 @@ class RedisBroker(RedisInspector):
                 count = len(messages)
                 if count == 1:
                     link.send_packed([packed_add(packed_stream, messages[0])], 1)
-                    results = [link.read()]
+                    # Others who publish would be kept from running by one who looks.
+                    results = [link.read_soon() if len(self._lent) == 1 else link.read()]
                 else:
                     link.send_packed(_in_pieces(packed_stream, messages), count + 2)
                     begun, *queued, results = link.read_many(count + 2)

@@ -6,7 +6,9 @@ it cost more than the commands themselves.
 
 import hashlib
 import math
+import os
 import re
+import select
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
@@ -22,6 +24,9 @@ from pubsub_core.errors import BrokerError
 from pubsub_redis.faults import FOREIGN, translated
 
 Command = tuple[str | bytes | int, ...]
+
+_LOOK_FOR = 100e-6  # seconds in which a server nearby has answered
+_BLIND_FOR = 32  # replies that are not looked for after one that did not come in time
 
 _CLIENT_ID = re.compile(rb"(?:^| )id=(\d+)")
 _ADDRESS = re.compile(rb"(?:^| )addr=(.*?) \w+=")  # that of a unix socket is a path, which may have blanks
@@ -78,6 +83,8 @@ class Link:
         self.is_hurried = False
         self.confirms: set[Durability] = set()  # of which its server, as it is now, was seen to be able to speak
         self._rests_since = 0.0
+        self._poll: Callable[[int], Sequence[object]] | None = None  # of the socket; None where looking is no use
+        self._blind_for = 0
 
     @property
     def is_open(self) -> bool:
@@ -111,6 +118,7 @@ class Link:
             if client_id is None or address is None:
                 raise theirs.InvalidResponse("CLIENT INFO names no id and addr: this is no Redis server")
             self.client_id, self.address = int(client_id[1]), address[1]
+            self._poll = _poll_of(self.fileno())
         except BaseException:
             self.close()
             raise
@@ -156,6 +164,23 @@ class Link:
         if self._unread:  # what a subscription brings was not asked for
             self._unread -= 1
         return reply
+
+    def read_soon(self) -> Any:
+        """Read one reply, as `read` does, that a server nearby gives at once.
+
+        To fall asleep and be woken takes longer than such a reply, and as much of the processor as to look for it again
+        and again meanwhile. After a look in vain the next few replies are slept for: the server is far, or busy, or has
+        no processor of its own.
+        """
+        if self._blind_for:
+            self._blind_for -= 1
+        elif (poll := self._poll) is not None:
+            until = time.perf_counter() + _LOOK_FOR
+            while not poll(0):
+                if time.perf_counter() > until:
+                    self._blind_for = _BLIND_FOR
+                    break
+        return self.read()
 
     def read_many(self, count: int) -> list[Any]:
         """Read so many replies, as `read` does each. What has come with others is taken from the parser at once."""
@@ -210,8 +235,18 @@ class Link:
         """Disconnect. Idempotent."""
         self.client_id = self._unread = 0
         self.address = b""
+        self._poll = None
         self.confirms.clear()
         self._connection.disconnect()
+
+
+def _poll_of(fileno: int) -> Callable[[int], Sequence[object]] | None:
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if processors == 1 or not hasattr(select, "poll"):
+        return None
+    poll = select.poll()
+    poll.register(fileno, select.POLLIN)
+    return poll.poll
 
 
 SCRIPTS = (

@@ -563,6 +563,37 @@ def test_connection_left_in_the_middle_is_not_used_again(place: Place) -> None:
     assert broker.call("", ("ECHO", "mine"), "asking") == b"mine"
 
 
+def test_reply_that_is_slow_is_not_looked_for_all_the_time(place: Place) -> None:
+    """To look costs as much as to sleep, if the reply comes at once; with a server that is far it is a waste."""
+    looks = 0
+
+    def look_in_vain(_: int) -> list[object]:
+        nonlocal looks
+        looks += 1
+        return []
+
+    with place.broker().borrowed("") as link:
+        link.open()
+        link._poll = look_in_vain
+        for number in range(100):
+            before = looks
+            link.send([("ECHO", str(number))])
+            assert link.read_soon() == str(number).encode()
+            assert (looks > before) == (number % 33 == 0)
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) == 1, reason="where there is one processor nobody looks")
+def test_reply_of_a_server_nearby_is_looked_for(place: Place) -> None:
+    broker = place.broker()
+    publish(broker)  # connects
+    with broker.borrowed("") as link:
+        assert link._poll is not None
+        link.send([("PING",)])
+        assert link.read_soon() == b"PONG"
+    broker.close()
+    assert link._poll is None  # of a socket that is closed
+
+
 def test_user_without_transactions_may_publish_batches(place: Place) -> None:
     user = place.namespace
     place.client.execute_command("ACL", "SETUSER", user, "on", ">pw", "~*", "&*", "+@all", "-multi", "-exec")
