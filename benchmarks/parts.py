@@ -18,10 +18,9 @@ from redis import Redis
 
 from benchmarks.payload import DRAIN_TOPIC, GROUP, PAYLOAD, READY
 from benchmarks.surroundings import as_sentence, surroundings
-from pubsub_core import Delivery, Message, PubSub, SubscriptionKey, Worker
+from pubsub_core import Delivery, Message, PubSub, Worker
 from pubsub_core.codec import UntypedJson
-from pubsub_core.message import delivery_of
-from pubsub_redis.entry import read_entry
+from pubsub_redis.entry import read_new
 from tests.servers import redis_server
 
 AT_ONCE = 160
@@ -85,7 +84,7 @@ def _ours(url: str, count: int) -> dict[str, float]:
         some = entries[seen : seen + len(deliveries)]
         seen += len(deliveries)
         done = list(deliveries)
-        found["  of it: make message and delivery"] += _timed(_make, some, key)
+        found["  of it: make message and delivery"] += _timed(read_new, key, some)
         found["hand over to a thread"] += _timed(_take_turns, worker._handover, deliveries)
         found["decode, call the handler, settle"] += _timed(_each, executor.execute, [[one] for one in done])
         payloads = [one.message.payload for one in done]
@@ -131,11 +130,6 @@ def _timed(work: Callable[..., object], *arguments: object) -> float:
 def _each(work: Callable[[Any], object], these: Sequence[Any]) -> None:
     for one in these:
         work(one)
-
-
-def _make(entries: Sequence[Any], key: SubscriptionKey) -> None:
-    for entry_id, values in entries:
-        delivery_of(read_entry(key.topic, key.group, entry_id, values, 1), key)
 
 
 def _take_turns(handover: Any, deliveries: Any) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
-from pubsub_core.context import CORRELATION_ID, CURRENT_MESSAGE
+from pubsub_core.context import CORRELATION_ID, message_at_work
 from pubsub_core.errors import ValidationError
 
 TRACEPARENT = "traceparent"
@@ -13,7 +13,7 @@ HeadersHook = Callable[[], Mapping[str, str]]
 
 def inherited_headers() -> Mapping[str, str] | None:
     """Return what is inherited from the message at work here; None outside of a handler."""
-    current = CURRENT_MESSAGE.get()
+    current = message_at_work()
     if current is None:
         return None
     inherited = {CORRELATION_ID: current.headers.get(CORRELATION_ID, current.id)}

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from pubsub_core.context import CORRELATION_ID, CURRENT_MESSAGE
+from pubsub_core.context import CORRELATION_ID, message_at_work
 
 LogFormat = Literal["text", "json"]
 
@@ -44,7 +44,7 @@ class ContextFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Add the fields."""
-        message = CURRENT_MESSAGE.get()
+        message = message_at_work()
         if message is None:
             for name in FIELDS:
                 vars(record).setdefault(name, self._outside)

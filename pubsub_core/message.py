@@ -1,6 +1,6 @@
 """The values that travel: messages and their deliveries."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import MappingProxyType
@@ -84,6 +84,18 @@ def delivery_of(message: Message[T], subscription: SubscriptionKey, crashes: int
     delivery: Delivery[T] = _new(Delivery)
     _set_delivery_fields(delivery, {"message": message, "subscription": subscription, "crashes": crashes})
     return delivery
+
+
+def first_deliveries_of(messages: Iterable[dict[str, Any]], subscription: SubscriptionKey) -> list[Delivery[Any]]:
+    """Return the deliveries of messages that have these fields, each as `delivery_of(message_of(fields), ...)` does."""
+    deliveries: list[Delivery[Any]] = []
+    for fields in messages:
+        message: Message[Any] = _new(Message)
+        _set_message_fields(message, fields)
+        delivery: Delivery[Any] = _new(Delivery)
+        _set_delivery_fields(delivery, {"message": message, "subscription": subscription, "crashes": 0})
+        deliveries.append(delivery)
+    return deliveries
 
 
 DeadLetterKind = Literal[

@@ -25,7 +25,7 @@ from pubsub_core import __version__
 from pubsub_core.broker import MOST_RETAINED, USUAL, Membership, TopicOptions
 from pubsub_core.errors import BrokerError, BrokerFull, BrokerUnavailable, LeaseLost, NotPermitted, PubSubError
 from pubsub_core.message import DeadLetterReason, Delivery, SubscriptionKey, delivery_of
-from pubsub_redis.entry import is_for_another, letter_fields, read_entry, stored_at
+from pubsub_redis.entry import is_for_another, letter_fields, read_entry, read_new, stored_at
 from pubsub_redis.faults import FOREIGN, is_missing_group, translated
 from pubsub_redis.keys import (
     PARKED,
@@ -67,8 +67,6 @@ _FIRST_STRAGGLERS = 1.0
 _LAST_STRAGGLERS = 60.0
 _STRAGGLES = 3600.0
 _MARGIN = 1.0  # seconds that the server would wait longer than we do, if we did not call it off
-
-_PLAIN = [b""]  # what an entry of ours ends with that was simply published
 
 Deliveries = list[Delivery[bytes]]
 
@@ -445,16 +443,10 @@ class RedisConsumer:
                     continue
                 group.newest = entries[-1][0]
                 group.is_hot = len(entries) >= read.count
-                key, (topic, name) = group.key, group.key
-                replayed = [
-                    entry_id for entry_id, values in entries if values[-1:] != _PLAIN and is_for_another(values, name)
-                ]
+                ours, replayed = read_new(group.key, entries)
+                received += ours
                 if replayed:
-                    entries = [one for one in entries if one[0] not in replayed]  # noqa: PLW2901
                     foreign.append((group, replayed))
-                received += [
-                    delivery_of(read_entry(topic, name, entry_id, values, 1), key) for entry_id, values in entries
-                ]
         for group, entry_ids in foreign:
             self._pass_over(group, entry_ids)
         if errors and not received:

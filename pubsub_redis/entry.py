@@ -5,7 +5,7 @@ stream. Any other entry was written by another program: its fields, as a JSON ob
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -16,7 +16,16 @@ import pydantic_core
 from pubsub_core.broker import DeadLetter
 from pubsub_core.clock import moment_at
 from pubsub_core.ids import published_at
-from pubsub_core.message import NO_HEADERS, DeadLetterReason, Message, Source, SubscriptionKey, message_of
+from pubsub_core.message import (
+    NO_HEADERS,
+    DeadLetterReason,
+    Delivery,
+    Message,
+    Source,
+    SubscriptionKey,
+    first_deliveries_of,
+    message_of,
+)
 from pubsub_redis.link import Command
 
 _LETTER_FIELDS = 9
@@ -124,6 +133,59 @@ def read_entry(topic: str, group: str, entry_id: bytes, values: list[bytes], att
     return Message(
         position, topic, _foreign(values), stored_at(position), None, NO_HEADERS, attempt, group, "publish", position
     )
+
+
+def read_new(
+    key: SubscriptionKey, entries: Sequence[tuple[bytes, list[bytes]]]
+) -> tuple[list[Delivery[bytes]], list[bytes]]:
+    """Return the deliveries of what a group reads for the first time, and the ids of entries for other groups.
+
+    As `read_entry` for each; but of entries of ours, as nearly all are, a good deal quicker.
+    """
+    topic, group = key
+    usual: dict[str, Any] = {
+        "id": "",
+        "topic": topic,
+        "payload": b"",
+        "published_at": None,
+        "key": None,
+        "headers": NO_HEADERS,
+        "attempt": 1,
+        "group": group,
+        "source": "publish",
+        "position": "",
+        "expires_at": None,
+        "scheduled_for": None,
+    }
+    messages: list[dict[str, Any]] = []
+    foreign: list[bytes] = []
+    latest, moment = _latest
+    for entry_id, values in entries:
+        try:
+            id_name, id_, payload_name, payload, _, entry_key, headers_name, headers, _, words = values
+            message_id = id_.decode()
+        except ValueError:
+            message_id = ""
+        if (
+            message_id.startswith(latest)
+            and len(message_id) == 36
+            and not (words or headers or entry_key)
+            and id_name == b"id"
+            and payload_name == b"payload"
+            and headers_name == b"headers"
+        ):
+            fields = usual.copy()  # takes half the time of making it
+            fields["id"] = message_id
+            fields["payload"] = payload
+            fields["published_at"] = moment
+            fields["position"] = entry_id.decode()
+            messages.append(fields)
+        elif is_for_another(values, group):
+            foreign.append(entry_id)
+        else:
+            messages.append(vars(read_entry(topic, group, entry_id, values, 1)))
+            latest, moment = _latest
+    return first_deliveries_of(messages, key), foreign
 
 
 _PUBLISHED: tuple[Source, None, None] = ("publish", None, None)

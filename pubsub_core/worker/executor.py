@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic
-from types import MappingProxyType
 from typing import Any, TypeVar, assert_never
 
 from pubsub_core.broker import Consumer
-from pubsub_core.context import CORRELATION_ID, CURRENT_MESSAGE
+from pubsub_core.context import AT_WORK, CORRELATION_ID, decoded
 from pubsub_core.errors import (
     BrokerError,
     CodecError,
@@ -74,10 +73,11 @@ class Executor:
         self._settler = settler
         self._plans = {one.key: _plan(one, middleware, loop) for one in subscriptions}
 
-    def execute(self, deliveries: Sequence[Delivery[bytes]]) -> bool:
+    def execute(self, deliveries: Sequence[Delivery[bytes]]) -> float | None:
         """Handle what one call of a handler takes, and settle it. Never raises for what a handler or the broker does.
 
-        Returns False if it was given up meanwhile, and the calling thread with it: it has been replaced.
+        Returns the seconds that it took; None if it was given up meanwhile, and the calling thread with it: it has been
+        replaced.
         """
         delivery = deliveries[0]
         plan = self._plans.get(delivery.subscription)
@@ -87,16 +87,16 @@ class Executor:
             return self._execute_batch(left, plan)
         is_suspicious = plan is None or delivery.crashes or delivery.message.expires_at is not None
         if is_suspicious and self._refuse(delivery, plan):
-            return True
+            return 0.0
         assert plan is not None  # noqa: S101  # what nobody subscribes is refused
         started = monotonic()
         run = self._timeouts.run_of(deliveries, plan.subscription, started + plan.timeout)
-        before = CURRENT_MESSAGE.get()
+        before = AT_WORK.get()
         outcome, error = self._run(run, plan.attempt, delivery)
-        CURRENT_MESSAGE.set(before)
+        AT_WORK.set(before)
         if run.is_given_up:
             _log_late_end(delivery)
-            return False
+            return None
         if outcome is None:
             assert error is not None  # noqa: S101  # there is no third way to get here
             outcome = _failed(delivery.message, plan.subscription, error)
@@ -106,29 +106,29 @@ class Executor:
         if log.isEnabledFor(logging.INFO):
             _log_settled(delivery.message, plan.subscription, outcome, seconds)
         self._settle(deliveries, outcome)
-        return True
+        return seconds if outcome is ACKED else monotonic() - started
 
-    def _execute_batch(self, deliveries: Sequence[Delivery[bytes]], plan: "_Plan") -> bool:
+    def _execute_batch(self, deliveries: Sequence[Delivery[bytes]], plan: "_Plan") -> float | None:
         """Handle several in one call, and settle each as if it had been alone."""
         if not deliveries:
-            return True
+            return 0.0
         started = monotonic()
         run = self._timeouts.run_of(deliveries, plan.subscription, started + plan.timeout)
-        before = CURRENT_MESSAGE.get()
-        CURRENT_MESSAGE.set(None)  # it is none of them
+        before = AT_WORK.get()
+        AT_WORK.set(None)  # it is none of them
         if plan.give is not None:
             batch = Batch(deliveries, lambda one: plan.read(one.message), plan.give)
         else:
             batch = Batch(
                 deliveries,
-                lambda one: _with_payload(one.message, plan.read(one.message)),
+                lambda one: decoded(one.message, plan.read(one.message)),
                 lambda messages: plan.call(_of_many(messages), deliveries[0]),
             )
         is_done, error = self._run(run, Batch.attempt, batch)
-        CURRENT_MESSAGE.set(before)
+        AT_WORK.set(before)
         if run.is_given_up:
             _log_late_end(deliveries[0])
-            return False
+            return None
         outcomes = _outcomes_of(batch, None if is_done else error, plan.subscription)
         seconds = monotonic() - started
         if self._observe is not None:
@@ -142,7 +142,7 @@ class Executor:
         for one, outcome in outcomes:
             if outcome is not ACKED:
                 self._settle([one], outcome)
-        return True
+        return monotonic() - started
 
     def _refuse(self, delivery: Delivery[bytes], plan: "_Plan | None") -> bool:
         """Settle a delivery that is not even to be started; tell whether it is not."""
@@ -250,34 +250,40 @@ class Executor:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What is known of a subscription before any message comes. `call` gets the decoded message, and the delivery; one
-    that `takes_batch` gets the message that stands for all of them.
+    """What is known of a subscription before any message comes.
+
+    `attempt` decodes a delivery and calls its handler, through the middleware. `read`, `call` and `give` are for one
+    that `takes_batch`: what decodes, what gets the message that stands for all, and, if the handler wants no more than
+    their payloads and there is no middleware, what calls it with them.
     """
 
     subscription: Subscription
     timeout: float
-    read: Callable[[Message[bytes]], Any]
-    call: Callable[[Message[Any], Delivery[bytes]], None]
     attempt: Callable[[Delivery[bytes]], Outcome]
     takes_batch: bool
+    read: Callable[[Message[bytes]], Any]
+    call: Callable[[Message[Any], Delivery[bytes]], None]
     give: Callable[[list[Any]], None] | None
-    """Calls a handler of batches with their payloads, if it wants no more, and no middleware does."""
 
 
 def _plan(subscription: Subscription, middleware: Sequence[HandleMiddleware], loop: EventLoop | None) -> _Plan:
     assert subscription.timeout is not None  # noqa: S101  # those of a worker are resolved
-    last = _caller(subscription, loop)
+    takes, takes_batch = subscription.handler.takes, subscription.batch is not None
+    function = _function_of(subscription, loop)
+    last = _caller(function, takes, takes_batch=takes_batch)
     call = _through(chain(middleware, _innermost(last))) if middleware else last
-    read, takes_batch = _reader(subscription), subscription.batch is not None
-    give = None
-    if takes_batch and not middleware and subscription.handler.takes is Takes.PAYLOAD:
-        give = _function_of(subscription, loop)
-    return _Plan(subscription, subscription.timeout, read, call, _attempt_by(read, call), takes_batch, give)
+    attempt = _attempt_by(subscription, _call_with_payload(call, function, takes, is_direct=not middleware))
+    give = function if takes_batch and not middleware and takes is Takes.PAYLOAD else None
+    return _Plan(subscription, subscription.timeout, attempt, takes_batch, _reader(subscription), call, give)
+
+
+def _has_versions(subscription: Subscription) -> bool:
+    return subscription.versions is not None and subscription.versions.current > 1
 
 
 def _reader(subscription: Subscription) -> Callable[[Message[bytes]], Any]:
     """Return what decodes the payload of a message. It raises CodecError."""
-    has_versions = subscription.versions is not None and subscription.versions.current > 1
+    has_versions = _has_versions(subscription)
     decode = subscription.handler.codec.decode  # of the current version, as a message without headers is if need be
 
     def read(raw: Message[bytes]) -> Any:
@@ -287,24 +293,52 @@ def _reader(subscription: Subscription) -> Callable[[Message[bytes]], Any]:
 
 
 def _attempt_by(
-    read: Callable[[Message[bytes]], Any], call: Callable[[Message[Any], Delivery[bytes]], None]
+    subscription: Subscription, call: Callable[[Delivery[bytes], Any], None]
 ) -> Callable[[Delivery[bytes]], Outcome]:
-    """Return what decodes a delivery and calls its handler, through the middleware. It raises what they raise."""
+    """Return what decodes a delivery, as `_reader` does, and calls its handler. It raises what that raises."""
+    has_versions = _has_versions(subscription)
+    decode = subscription.handler.codec.decode
 
     def attempt(delivery: Delivery[bytes]) -> Outcome:
         raw = delivery.message
         try:
-            decoded = _with_payload(raw, read(raw))
+            payload = subscription.decode(raw) if raw.headers or has_versions else decode(raw.payload)
         except CodecError as error:
             return _unreadable(error)
-        CURRENT_MESSAGE.set(decoded)
         try:
-            call(decoded, delivery)
+            call(delivery, payload)
         except (Retry, Reject) as request:
             return _as_asked(request)
         return ACKED
 
     return attempt
+
+
+def _call_with_payload(
+    call: Callable[[Message[Any], Delivery[bytes]], None],
+    function: Callable[..., Any],
+    takes: Takes,
+    *,
+    is_direct: bool,
+) -> Callable[[Delivery[bytes], Any], None]:
+    """Return what calls a handler, and notes what it works on. Who does not ask for the message gets none made."""
+
+    def with_message(delivery: Delivery[bytes], payload: Any) -> None:
+        message = decoded(delivery.message, payload)
+        AT_WORK.set(message)
+        call(message, delivery)
+
+    def with_payload(delivery: Delivery[bytes], payload: Any) -> None:
+        AT_WORK.set((delivery.message, payload))
+        function(payload)
+
+    def with_nothing(delivery: Delivery[bytes], payload: Any) -> None:
+        AT_WORK.set((delivery.message, payload))
+        function()
+
+    if takes is Takes.MESSAGE or not is_direct:
+        return with_message
+    return with_payload if takes is Takes.PAYLOAD else with_nothing
 
 
 def _unreadable(error: CodecError) -> DeadLettered:
@@ -328,10 +362,9 @@ def _timed_out(run: Run, error: BaseException | None) -> HandlerTimeout:
 
 
 def _caller(
-    subscription: Subscription, loop: EventLoop | None
+    function: Callable[..., Any], takes: Takes, *, takes_batch: bool
 ) -> Callable[[Message[Any], Delivery[bytes] | None], None]:
     """Return what calls the handler the way its signature wants it."""
-    handler, function = subscription.handler, _function_of(subscription, loop)
 
     def with_messages(message: Message[Any], _: object) -> None:
         function(message.payload)
@@ -348,9 +381,9 @@ def _caller(
     def with_nothing(_: object, __: object) -> None:
         function()
 
-    if subscription.batch is not None:
-        return with_messages if handler.takes is Takes.MESSAGE else with_payloads
-    return {Takes.MESSAGE: with_message, Takes.PAYLOAD: with_payload, Takes.NOTHING: with_nothing}[handler.takes]
+    if takes_batch:
+        return with_messages if takes is Takes.MESSAGE else with_payloads
+    return {Takes.MESSAGE: with_message, Takes.PAYLOAD: with_payload, Takes.NOTHING: with_nothing}[takes]
 
 
 def _function_of(subscription: Subscription, loop: EventLoop | None) -> Callable[..., Any]:
@@ -373,14 +406,6 @@ def _through(first: HandleNext) -> Callable[[Message[Any], Delivery[bytes]], Non
         first(delivery_of(message, delivery.subscription, delivery.crashes))
 
     return call
-
-
-def _with_payload(raw: Message[bytes], payload: Any) -> Message[Any]:
-    """Return the message as its handler gets it: decoded, and always with a correlation id."""
-    headers = raw.headers
-    if CORRELATION_ID not in headers:
-        headers = MappingProxyType({**headers, CORRELATION_ID: raw.id} if headers else {CORRELATION_ID: raw.id})
-    return message_of(vars(raw) | {"payload": payload, "headers": headers})
 
 
 def _of_many(messages: list[Message[Any]]) -> Message[list[Message[Any]]]:

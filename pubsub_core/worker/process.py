@@ -228,11 +228,11 @@ class Worker:
         """Handle deliveries until there are no more to be had."""
         deliveries = self._handover.next()
         while deliveries:
-            started = monotonic()
-            if not self._executor.execute(deliveries):
+            seconds = self._executor.execute(deliveries)
+            if seconds is None:
                 self._given_up.add(threading.current_thread())
                 return
-            deliveries = self._handover.next(deliveries, monotonic() - started)
+            deliveries = self._handover.next(deliveries, seconds)
         self._executor.release(self._handover.stop())  # what a read brought while it was stopped
 
     def _give_up(self, run: Run) -> None:
