@@ -13,6 +13,7 @@ import math
 import os
 import select
 import socket
+import threading
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -66,6 +67,13 @@ _PAGE = 500  # pending entries in one command
 _FIRST_STRAGGLERS = 1.0
 _LAST_STRAGGLERS = 60.0
 _STRAGGLES = 3600.0
+# More is asked for before it is wanted where so many are wanted at once, and were wanted again within so many seconds:
+# fewer by so many, as not quite as many may be wanted then.
+_AHEAD_FROM = 250
+_BRISK = 0.05
+_AHEAD_LESS = 50
+_NOT_AHEAD_FOR = 10.0  # seconds after one that turned out to be too much
+_STALE = 1.0  # seconds after which nobody seems to want them any more
 _MARGIN = 1.0  # seconds that the server would wait longer than we do, if we did not call it off
 
 Deliveries = list[Delivery[bytes]]
@@ -120,6 +128,15 @@ class _Read:
         )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class _Ahead:
+    """A read that was sent before anybody wanted it. Its reply is on its way on this connection."""
+
+    read: _Read
+    link: Link
+    since: float
+
+
 class RedisConsumer:
     """See the seam. `receive` has connections of its own; the other methods use the calling thread's."""
 
@@ -135,6 +152,12 @@ class RedisConsumer:
         self._heartbeat = broker.options.heartbeat
         self._links: dict[tuple[Node, str], Link] = {}  # of `receive`: the group's, or "" for the control channel
         self._control: Link | None = None
+        self._reading = threading.Lock()  # held by who uses these connections
+        self._ahead: _Ahead | None = None
+        self._is_brisk = False
+        self._not_ahead_until = -math.inf
+        self._wanted_at = -math.inf  # when as many were handed out as make it worth while to ask ahead
+        self._is_woken = False
         self._turn = 0
         self._quiet_until = 0.0
         self._is_certain = False  # whether `held` is what the server thinks, and all groups are there
@@ -178,7 +201,14 @@ class RedisConsumer:
         self, credit: Mapping[SubscriptionKey, int], wait: float, done: Sequence[Delivery[bytes]] = ()
     ) -> Deliveries:
         """See the seam. One round trip per call under load: the acknowledgements go with the next read."""
-        deadline = time.monotonic() + wait
+        with self._reading:
+            return self._receive_by(time.monotonic() + wait, credit, done)
+
+    def _receive_by(
+        self, deadline: float, credit: Mapping[SubscriptionKey, int], done: Sequence[Delivery[bytes]]
+    ) -> Deliveries:
+        now = time.monotonic()
+        self._is_brisk = now - self._wanted_at < _BRISK and now >= self._not_ahead_until
         try:
             if not self._is_certain:
                 self._make_certain()
@@ -189,8 +219,7 @@ class RedisConsumer:
         except BaseException as error:
             self._most = max(1, self._most // 8)
             self._start_over()
-            if isinstance(error, FOREIGN):
-                raise translated(error, f"reading from {self._broker.shown_url}") from error
+            self._raise_ours(error)
             raise
         if received and (lapses != self._lapses or time.monotonic() - self._beaten_at > 4 * self._heartbeat):
             self._is_certain = False  # we were frozen, so others may have these: the next call hands back what is ours
@@ -211,7 +240,12 @@ class RedisConsumer:
                 self._crashed[_position(one)] = one.crashes
         if received:
             self._most = min(_MOST, 2 * self._most)
+        self._wanted_at = time.monotonic() if len(received) >= _AHEAD_FROM - _AHEAD_LESS else -math.inf
         return received
+
+    def _raise_ours(self, error: BaseException) -> None:
+        if isinstance(error, FOREIGN):
+            raise translated(error, f"reading from {self._broker.shown_url}") from error
 
     def _receive(
         self, credit: Mapping[SubscriptionKey, int], deadline: float, done: Sequence[Delivery[bytes]]
@@ -228,7 +262,9 @@ class RedisConsumer:
                 is_due = True  # after that another suspect may be taken
             reads = _reads(wanted)
             has_backlog = len(reads) > 1 and any(group.is_hot for group, _ in wanted)
-            if is_due or has_backlog or now >= deadline:
+            if self._ahead is not None:
+                received = self._collect(self._ahead, [] if is_due else reads, dict(_by_key(wanted)), done)
+            elif is_due or has_backlog or now >= deadline:
                 received = self._sweep(wanted, done)
             else:
                 quiet = [self._quiet_until] if self._quiet_until > now else []
@@ -337,7 +373,81 @@ class RedisConsumer:
         self._call_off([(read, link) for read, link in asked if link not in ready])
         received: Deliveries = []
         self._note_all([read for read, _ in asked], [link.read() for _, link in asked], received)
+        more = self._next_ahead(reads)
+        if more is not None:
+            self._ask_ahead(more, asked[0][1])
         return received, is_woken
+
+    def _next_ahead(self, reads: Sequence[_Read]) -> _Read | None:
+        """Return what to ask for ahead, so that the server works on it while we do on what came.
+
+        Only where one group is read as fast as it can be: then it is wanted as soon as we are done with that.
+        """
+        if not self._is_brisk or self._is_woken or self._crashed or len(reads) != 1:
+            return None
+        (read,) = reads
+        if len(read.groups) > 1 or not read.groups[0].is_hot or read.count < _AHEAD_FROM:
+            return None
+        return _Read(read.node, read.group, read.groups, read.count - _AHEAD_LESS)
+
+    def _ask_ahead(self, read: _Read, link: Link, first: Sequence[Command] = ()) -> None:
+        link.send([*first, read.command(self._name, None)])
+        self._ahead = _Ahead(read, link, time.monotonic())
+
+    def _collect(
+        self,
+        ahead: _Ahead,
+        reads: Sequence[_Read],
+        wanted: Mapping[SubscriptionKey, int],
+        done: Sequence[Delivery[bytes]],
+    ) -> Deliveries:
+        """Acknowledge, ask ahead for more, if these `reads` are such, and return what was asked for ahead last time.
+
+        What nobody wants any more is handed back.
+        """
+        self._ahead = None
+        acks = self._ack_commands(done)
+        first = acks.pop(ahead.read.node, [])
+        more = self._next_ahead(reads)
+        if more is not None:
+            self._ask_ahead(more, ahead.link, first)
+        elif first:
+            ahead.link.send(first)
+        received: Deliveries = []
+        self._note_all([ahead.read], [ahead.link.read()], received)
+        self._check_all(ahead.link.read_many(len(first)))
+        for node, commands in acks.items():
+            self._check_all(self._link(node, "").ask(commands))
+        self._forget(done, settled=True)
+        (group,) = ahead.read.groups
+        count = wanted.get(group.key, 0)
+        if len(received) > count:
+            self._not_ahead_until = time.monotonic() + _NOT_AHEAD_FOR
+            self._hand_back(group, [(_position(one), one.message.attempt) for one in received[count:]])
+        return received[:count]
+
+    def _drop_ahead(self) -> None:
+        """Read what was asked for ahead, if there is something, and do not keep it: it is pending, and not held."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead.link.read()
+
+    def _hand_back_stale(self) -> None:
+        """Hand back what was asked for ahead, if nobody came for it: all who could are busy, or told to stop."""
+        ahead = self._ahead
+        if ahead is None or not (self._is_woken or time.monotonic() - ahead.since > _STALE):
+            return
+        if not self._reading.acquire(blocking=False):
+            return  # somebody has come
+        try:
+            if self._ahead is not None:
+                self._hand_back_unseen()
+        except BaseException as error:
+            self._start_over()
+            self._raise_ours(error)
+            raise
+        finally:
+            self._reading.release()
 
     def _wait(self, links: Sequence[Link], wait: float) -> tuple[list[Link], bool]:
         """Wait until one of the links has a reply, somebody wakes us, or something is due earlier than we knew."""
@@ -352,6 +462,7 @@ class RedisConsumer:
         ready = [link for fd, link in by_fd.items() if fd in events]
         if self._wake_out.fileno() in events:
             _drain(self._wake_out)
+            self._is_woken = False
             return ready, True
         if self._control is not None and self._control.fileno() in events:
             self._read_control()
@@ -573,6 +684,7 @@ class RedisConsumer:
 
     def _hand_back_unseen(self) -> None:
         """Park, uncounted, what is pending under our name though we do not hold it, in that attempt."""
+        self._drop_ahead()
         by_node: dict[Node, list[_Group]] = defaultdict(list)
         for group in self._groups.values():
             by_node[group.node].append(group)
@@ -655,6 +767,7 @@ class RedisConsumer:
     def _start_over(self) -> None:
         """After an error: close every connection of `receive`, and get certain again at the next call."""
         self._is_certain = False
+        self._ahead = None
         for link in self._links.values():
             link.close()
         self._links.clear()
@@ -671,6 +784,7 @@ class RedisConsumer:
 
     def wake(self) -> None:
         """See the seam."""
+        self._is_woken = True
         try:
             self._wake_in.send(b"\0")
         except (BlockingIOError, OSError):
@@ -802,6 +916,7 @@ class RedisConsumer:
         """See the seam. Of a whole fleet one process looks for dead consumers, every other heartbeat."""
         now = time.monotonic()
         self._beat_if_due()
+        self._hand_back_stale()
         if now >= self._look_at:
             self._take_back_if_lost()
             self._look_at = now + 2 * self._heartbeat
@@ -1010,6 +1125,8 @@ class RedisConsumer:
         if self._is_closed:
             return
         self._is_closed = True
+        with contextlib.suppress(*FOREIGN):  # where it cannot be had, others find what it brings
+            self._drop_ahead()
         try:
             self._leave_all()
         except BrokerUnavailable:  # perhaps only the connection was dead that this came to
@@ -1076,6 +1193,10 @@ def _reads(wanted: Sequence[tuple[_Group, int]]) -> list[_Read]:
         for (node, name), members in cold.items()
     ]
     return reads
+
+
+def _by_key(wanted: Sequence[tuple[_Group, int]]) -> Iterator[tuple[SubscriptionKey, int]]:
+    return ((group.key, count) for group, count in wanted)
 
 
 def _merged(reads: Sequence[_Read]) -> list[_Read]:

@@ -876,7 +876,7 @@ def test_a_slow_topic_that_was_fast_does_not_hold_up_others(shop):
     worker = shop.worker(threads=4)
     shop.seen.wait_until(4)
     shop.publish(1)
-    shop.broker.wait_for(lambda: worker._handover._waiting == 0)
+    shop.broker.wait_for(lambda: worker._handover._waiting() == 0)
     steps.release()
     shop.seen.wait_for(lambda items: "fast" in items)
     assert shop.seen.items.count("slow") <= 5

@@ -8,6 +8,7 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic
 
@@ -39,6 +40,15 @@ class _Line:
     moved_at: float = 0.0  # when the first that waits came to be the first
 
     @property
+    def is_free(self) -> bool:
+        """Whether each call takes one, and any number may be at work."""
+        return self.concurrency is None and self.batch == 1
+
+    def note_pace(self, seconds: float) -> None:
+        pace = self.pace
+        self.pace = seconds if pace is None else pace + _WEIGHT * (seconds - pace)
+
+    @property
     def in_hand(self) -> int:
         return len(self.waiting) + self.running
 
@@ -65,7 +75,6 @@ class Handover:
         self._turns: deque[_Line] = deque()  # the lines with something that may start, the next one first
         self._running: dict[int, Delivery[bytes]] = {}
         self._idle = 0
-        self._waiting = 0
         self._is_led = False
         self._is_stopped = False
 
@@ -75,6 +84,8 @@ class Handover:
         That is one delivery, or several of a subscription that takes batches. Whoever gets them brings them back by the
         next call, with the seconds that the call took, or by `finished`.
         """
+        if done and (taken := self._next_of_line(done[0], seconds)):
+            return taken
         may_wake = False
         while True:
             if may_wake:
@@ -89,8 +100,8 @@ class Handover:
                 while True:
                     if self._is_stopped:
                         return ()
-                    if self._turns:
-                        return self._pop()
+                    if taken := self._pop():
+                        return taken
                     if not self._is_led:
                         break
                     self._idle += 1
@@ -99,6 +110,26 @@ class Handover:
                 self._is_led = True
                 credit = self._credit()
             self._lead(credit)
+
+    def _next_of_line(self, done: Delivery[bytes], seconds: float) -> Deliveries:
+        """Take the next of the line that this one came from, if it is the only one with something waiting and may have
+        any number at work; nothing otherwise. Without the lock, as most are taken: nobody is woken for it either.
+        """
+        line = self._lines.get(done.subscription)
+        if line is None or not line.is_free or self._is_stopped:
+            return ()
+        turns = self._turns
+        try:
+            if turns and (turns[0] is not line or len(turns) > 1):
+                return ()
+            delivery = line.waiting.popleft()
+        except IndexError:  # others take, too
+            return ()
+        line.moved_at = monotonic()
+        self._running.pop(id(done), None)
+        self._running[id(delivery)] = delivery
+        line.note_pace(seconds)
+        return (delivery,)
 
     def _lead(self, credit: Credit) -> None:
         deliveries: Deliveries = ()
@@ -114,7 +145,7 @@ class Handover:
                     line.waiting.append(delivery)
                     if not line.is_up:
                         self._line_up(line)
-                self._waiting += len(deliveries)  # who read takes the first of them, and wakes another then
+                # Who read takes the first of them, and wakes another then.
 
     def _line_up(self, line: _Line) -> None:
         """Have a line take its turn, unless as many calls of its handler are at work as may be."""
@@ -124,10 +155,15 @@ class Handover:
 
     def _pop(self) -> Deliveries:
         """Take what is next, subscription by subscription in turn, and wake one more thread if there is more."""
-        line = self._turns.popleft()
-        line.is_up = False
+        delivery = None
+        while delivery is None:
+            if not self._turns:
+                return ()
+            line = self._turns.popleft()
+            line.is_up = False
+            with suppress(IndexError):  # it was the last, and somebody took it without the lock
+                delivery = line.waiting.popleft()
         line.calls += 1
-        delivery = line.waiting.popleft()
         self._running[id(delivery)] = delivery
         taken = [delivery]
         if line.batch > 1:
@@ -136,7 +172,6 @@ class Handover:
             line.moved_at = monotonic()
             self._line_up(line)
         line.running += len(taken)
-        self._waiting -= len(taken)
         if self._idle and (self._turns or not self._is_led):
             self._changed.notify()
         return taken
@@ -164,9 +199,7 @@ class Handover:
         count = len(deliveries)
         line.running -= count
         line.calls -= 1
-        seconds /= count
-        pace = line.pace
-        line.pace = seconds if pace is None else pace + _WEIGHT * (seconds - pace)
+        line.note_pace(seconds / count)
         if line.concurrency is None:
             return False
         if line.waiting and not line.is_up:
@@ -177,7 +210,7 @@ class Handover:
 
     def _credit(self) -> Credit:
         """Return how many of each subscription to ask for: what the threads will soon start, and no more."""
-        free = max(1, self._threads - len(self._running) - self._waiting)
+        free = max(1, self._threads - len(self._running) - self._waiting())
         share = max(1, free // max(1, len(self._lines)))
         credit = {key: self._credit_of(line, share) for key, line in self._lines.items()}
         for key, line in self._lines.items():
@@ -208,17 +241,21 @@ class Handover:
                 if stalled > _STALLED:
                     line.pace = max(line.pace or 0.0, stalled / line.batch)
                 keep = 0 if stalled > _STALLED else max(self._threads * line.batch, 2 * self._ahead(line))
-                surplus += (line.waiting.pop() for _ in range(len(line.waiting) - keep))
+                with suppress(IndexError):  # they may be taken meanwhile, without the lock
+                    for _ in range(len(line.waiting) - keep):
+                        surplus.append(line.waiting.pop())
                 line.is_up = line.is_up and bool(line.waiting)
             self._turns = deque(line for line in self._turns if line.is_up)
-            self._waiting -= len(surplus)
         return surplus
+
+    def _waiting(self) -> int:
+        return sum([len(line.waiting) for line in self._all])
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing is in hand."""
         with self._lock:
-            return not self._running and not self._waiting
+            return not self._running and not self._waiting()
 
     def in_hand(self) -> dict[SubscriptionKey, int]:
         """Return how many deliveries of each subscription are in hand, those at work included."""
@@ -229,16 +266,17 @@ class Handover:
         """End all `next`, and return the deliveries that nobody started. Idempotent; a late read adds more."""
         with self._lock:
             self._is_stopped = True
-            left = [delivery for line in self._all for delivery in line.waiting]
+            left: list[Delivery[bytes]] = []
             for line in self._all:
-                line.waiting.clear()
+                with suppress(IndexError):  # one by one: each goes to us, or to who takes it without the lock
+                    while True:
+                        left.append(line.waiting.popleft())
                 line.is_up = False
             self._turns.clear()
-            self._waiting = 0
             self._changed.notify_all()
         return left
 
     def running(self) -> list[Delivery[bytes]]:
         """Return the deliveries that handlers are working on."""
         with self._lock:
-            return list(self._running.values())
+            return [*self._running.copy().values()]  # at once: some are noted without the lock

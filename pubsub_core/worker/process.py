@@ -173,6 +173,7 @@ class Worker:
         self._stopping.set()
         self._executor.release(self._handover.stop())
         self._consumer.wake()
+        self._look_now.set()
 
     def join(self, timeout: float | None = None) -> bool:
         """After `stop`: finish what runs, settle, leave. Tell whether all handlers finished within `timeout` seconds.
@@ -279,6 +280,7 @@ class Worker:
             self._observer.count()
         if self._stopping.is_set():
             self._executor.release(deliveries)
+            self._look_now.set()  # the consumer may have more
             return ()
         was_asked_for_all = all(count > 0 for count in credit.values())  # what is not asked for does not come
         if self._is_burst and not deliveries and was_asked_for_all and self._handover.is_empty:

@@ -1,0 +1,123 @@
+"""Each delivery goes to one thread, or back; whoever looks meanwhile."""
+
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+
+import pytest
+
+from pubsub_core import Message, PubSub, SubscriptionKey
+from pubsub_core.message import Delivery, delivery_of
+from pubsub_core.worker.handover import Credit, Handover
+
+TOPICS = ("orders", "invoices")
+WITHIN = 20.0
+
+
+@pytest.fixture
+def often() -> Iterator[None]:
+    """Have threads take turns as often as can be."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def delivery(number: int, topic: str) -> Delivery[bytes]:
+    message = Message(str(number), topic, b"", datetime(2030, 1, 1, tzinfo=UTC), position=str(number))
+    return delivery_of(message, SubscriptionKey(topic, "billing"))
+
+
+class Source:
+    """What is read from: for each topic as many as are asked for, 50 at most."""
+
+    def __init__(self, topics: Sequence[str]) -> None:
+        self.topics = topics
+        self.given = 0
+        self.lock = threading.Lock()
+
+    def read(self, credit: Credit) -> Sequence[Delivery[bytes]]:
+        with self.lock:
+            found: list[Delivery[bytes]] = []
+            for topic in self.topics:
+                for _ in range(min(50, credit[SubscriptionKey(topic, "billing")])):
+                    found.append(delivery(self.given, topic))
+                    self.given += 1
+            return found
+
+
+@pytest.mark.usefixtures("often")
+@pytest.mark.parametrize("topics", [TOPICS[:1], TOPICS])
+def test_each_goes_to_one_thread_or_is_given_back(topics: Sequence[str]) -> None:
+    pubsub = PubSub("memory://")
+    for topic in topics:
+        pubsub.subscribe(topic, group="billing")(lambda message: None)
+    for _ in range(40):
+        source = Source(topics)
+        handover = Handover(pubsub.subscriptions(), 4, source.read, lambda: None)
+        _stopped_while_at_work(handover, source)
+
+
+def _stopped_while_at_work(handover: Handover, source: Source) -> None:
+    handled: list[Delivery[bytes]] = []
+    back: list[Delivery[bytes]] = []
+    is_stopped = threading.Event()
+
+    def handle() -> None:
+        taken = handover.next()
+        while taken:
+            handled.extend(taken)
+            # Now and then as if it had taken long: then too much is in hand.
+            taken = handover.next(taken, 1.0 if len(handled) % 197 == 0 else 1e-6)
+
+    def look() -> None:
+        while not is_stopped.is_set():
+            back.extend(handover.take_surplus())
+            handover.running()
+            handover.in_hand()
+
+    threads = [threading.Thread(target=handle) for _ in range(4)]
+    looker = threading.Thread(target=look)
+    for thread in (*threads, looker):
+        thread.start()
+    while source.given < 400 and any(thread.is_alive() for thread in threads):
+        threading.Event().wait(0.0001)
+    back.extend(handover.stop())
+    is_stopped.set()
+    for thread in (*threads, looker):
+        thread.join(WITHIN)
+        assert not thread.is_alive()
+
+    back.extend(handover.stop())
+    assert source.given >= 400
+    seen = Counter(one.message.id for one in (*handled, *back))
+    assert seen == Counter(str(number) for number in range(source.given))
+
+
+def test_a_line_is_not_preferred_to_others_because_its_next_is_quick_to_take() -> None:
+    pubsub = PubSub("memory://")
+    for topic in TOPICS:
+        pubsub.subscribe(topic, group="billing")(lambda message: None)
+    found = [delivery(number, topic) for topic in TOPICS for number in range(10)]
+    reads = iter([found])
+    handover = Handover(pubsub.subscriptions(), 1, lambda _: next(reads, None) or handover.stop(), lambda: None)
+    order = []
+    taken = handover.next()
+    while taken:
+        order.append(taken[0].message.topic)
+        taken = handover.next(taken, 1e-6)
+    assert order == [*TOPICS] * 10
+
+
+def test_nothing_is_started_after_stop() -> None:
+    pubsub = PubSub("memory://")
+    pubsub.subscribe("orders", group="billing")(lambda message: None)
+    reads = iter([[delivery(number, "orders") for number in range(10)], [delivery(10, "orders")]])
+    handover = Handover(pubsub.subscriptions(), 1, lambda _: next(reads), lambda: None)
+    taken = handover.next()
+    assert len(handover.stop()) == 9
+    handover._lead({})  # what a read brings that was on its way
+    assert handover.next(taken, 1e-6) == ()
+    assert len(handover.stop()) == 1
