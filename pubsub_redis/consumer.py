@@ -78,6 +78,9 @@ _MARGIN = 1.0  # seconds that the server would wait longer than we do, if we did
 
 Deliveries = list[Delivery[bytes]]
 
+_Settled = list[tuple["_Group", list[str], Deliveries]]
+"""Deliveries that are done, or otherwise not ours any more, by subscription; with their positions."""
+
 _T = TypeVar("_T")
 
 
@@ -215,7 +218,8 @@ class RedisConsumer:
             elif time.monotonic() >= self._stragglers_at:
                 self._look_for_stragglers()
             lapses = self._lapses
-            received = self._hand_out_unparked(credit, done) or self._receive(credit, deadline, done)
+            settled = self._by_group(done)
+            received = self._hand_out_unparked(credit, settled) or self._receive(credit, deadline, settled)
         except BaseException as error:
             self._most = max(1, self._most // 8)
             self._start_over()
@@ -228,16 +232,10 @@ class RedisConsumer:
         if received and time.monotonic() - self._looked_for_pauses_at >= _PAUSES:
             received = self._hand_back_paused(received)
         # Not earlier: what the server gave us and an error kept from the caller is handed back.
-        key = None
-        for one in received:
-            if one.subscription is not key:
-                key = one.subscription
-                group = self._groups[key]
-                group.was_used = True
-            message = one.message
-            group.held[message.position] = message.attempt  # type: ignore[index]  # `_delivery` sets it on every one
-            if one.crashes:
-                self._crashed[_position(one)] = one.crashes
+        for group, positions, those in self._by_group(received):
+            group.was_used = True
+            group.held.update(zip(positions, (one.message.attempt for one in those), strict=True))
+            self._crashed.update((_position(one), one.crashes) for one in those if one.crashes)
         if received:
             self._most = min(_MOST, 2 * self._most)
         self._wanted_at = time.monotonic() if len(received) >= _AHEAD_FROM - _AHEAD_LESS else -math.inf
@@ -247,9 +245,7 @@ class RedisConsumer:
         if isinstance(error, FOREIGN):
             raise translated(error, f"reading from {self._broker.shown_url}") from error
 
-    def _receive(
-        self, credit: Mapping[SubscriptionKey, int], deadline: float, done: Sequence[Delivery[bytes]]
-    ) -> Deliveries:
+    def _receive(self, credit: Mapping[SubscriptionKey, int], deadline: float, done: _Settled) -> Deliveries:
         while True:
             if self._control is not None and self._control.has_more():
                 self._read_control()
@@ -258,7 +254,7 @@ class RedisConsumer:
             now = time.monotonic()
             wanted = self._wanted(credit)
             is_due = any(self._due_at(group) <= now for group, _ in wanted)
-            if self._crashed and any(one.crashes for one in done):
+            if self._crashed and any(one.crashes for _, _, those in done for one in those):
                 is_due = True  # after that another suspect may be taken
             reads = _reads(wanted)
             has_backlog = len(reads) > 1 and any(group.is_hot for group, _ in wanted)
@@ -274,7 +270,7 @@ class RedisConsumer:
                 received, is_woken = self._block(reads, until - now, done)
                 if is_woken:
                     return received
-            done = ()
+            done = []
             if received or time.monotonic() >= deadline or not self._is_certain:
                 return received
 
@@ -292,7 +288,7 @@ class RedisConsumer:
     def _due_at(self, group: _Group) -> float:
         return group.due_at if self._crashed else min(group.due_at, group.suspects_at)
 
-    def _sweep(self, wanted: list[tuple[_Group, int]], done: Sequence[Delivery[bytes]]) -> Deliveries:
+    def _sweep(self, wanted: list[tuple[_Group, int]], done: _Settled) -> Deliveries:
         """Acknowledge, take what is due and read what is new, without waiting.
 
         One round trip per node, two if something may be due.
@@ -352,7 +348,7 @@ class RedisConsumer:
                 taken += self._taken(group, reply)
         return taken
 
-    def _block(self, reads: list[_Read], wait: float, done: Sequence[Delivery[bytes]]) -> tuple[Deliveries, bool]:
+    def _block(self, reads: list[_Read], wait: float, done: _Settled) -> tuple[Deliveries, bool]:
         """Acknowledge, then wait for the first new entry. Also tells whether `wake` was called.
 
         When it returns nothing is on its way any more: what did not answer is called off. So it is we who look at the
@@ -390,32 +386,30 @@ class RedisConsumer:
             return None
         return _Read(read.node, read.group, read.groups, read.count - _AHEAD_LESS)
 
-    def _ask_ahead(self, read: _Read, link: Link, first: Sequence[Command] = ()) -> None:
-        link.send([*first, read.command(self._name, None)])
+    def _ask_ahead(self, read: _Read, link: Link) -> None:
+        link.send([read.command(self._name, None)])
         self._ahead = _Ahead(read, link, time.monotonic())
 
     def _collect(
-        self,
-        ahead: _Ahead,
-        reads: Sequence[_Read],
-        wanted: Mapping[SubscriptionKey, int],
-        done: Sequence[Delivery[bytes]],
+        self, ahead: _Ahead, reads: Sequence[_Read], wanted: Mapping[SubscriptionKey, int], done: _Settled
     ) -> Deliveries:
         """Acknowledge, ask ahead for more, if these `reads` are such, and return what was asked for ahead last time.
 
-        What nobody wants any more is handed back.
+        What nobody wants any more is handed back. The server answers what comes together together: so more is not asked
+        for together with the acknowledgements, whose replies are waited for.
         """
         self._ahead = None
-        acks = self._ack_commands(done)
+        link, acks = ahead.link, self._ack_commands(done)
         first = acks.pop(ahead.read.node, [])
+        if first:
+            link.send(first)
+        reply = link.read()
         more = self._next_ahead(reads)
         if more is not None:
-            self._ask_ahead(more, ahead.link, first)
-        elif first:
-            ahead.link.send(first)
+            self._ask_ahead(more, link)
         received: Deliveries = []
-        self._note_all([ahead.read], [ahead.link.read()], received)
-        self._check_all(ahead.link.read_many(len(first)))
+        self._note_all([ahead.read], [reply], received)
+        self._check_all([link.read() for _ in first])
         for node, commands in acks.items():
             self._check_all(self._link(node, "").ask(commands))
         self._forget(done, settled=True)
@@ -744,7 +738,7 @@ class RedisConsumer:
                 gone.append(position.encode())
         self._pass_over(group, gone)
 
-    def _hand_out_unparked(self, credit: Mapping[SubscriptionKey, int], done: Sequence[Delivery[bytes]]) -> Deliveries:
+    def _hand_out_unparked(self, credit: Mapping[SubscriptionKey, int], done: _Settled) -> Deliveries:
         """Return what could not be parked, as far as it is asked for now, after the acknowledgements."""
         left, chosen = Counter(credit), []
         for one in self._unparked:
@@ -752,7 +746,7 @@ class RedisConsumer:
                 left[one.subscription] -= 1
                 chosen.append(one)
         if chosen:
-            self.ack(done)
+            self._ack(done)
             self._unparked = [one for one in self._unparked if one not in chosen]
         return chosen
 
@@ -794,22 +788,25 @@ class RedisConsumer:
 
     def ack(self, deliveries: Sequence[Delivery[bytes]]) -> None:
         """See the seam. One round trip per command."""
-        for commands in self._ack_commands(deliveries).values():
+        self._ack(self._by_group(deliveries))
+
+    def _ack(self, done: _Settled) -> None:
+        for commands in self._ack_commands(done).values():
             for command in commands:
                 self._call(command, "acknowledging")
-        self._forget(deliveries, settled=True)
+        self._forget(done, settled=True)
 
     def nack(self, delivery: Delivery[bytes], delay: float) -> None:
         """See the seam."""
         lost = self._park([delivery], delay, counts=True)
-        self._forget([delivery])
+        self._forget(self._by_group([delivery]))
         if lost:
             raise _lost(delivery)
 
     def release(self, deliveries: Sequence[Delivery[bytes]]) -> None:
         """See the seam."""
         # Forgotten first, as they may be back at once in the same attempt. If it fails, they are handed back as unseen.
-        self._forget(deliveries)
+        self._forget(self._by_group(deliveries))
         self._park(deliveries, 0.0, counts=False)
 
     def dead_letter(self, delivery: Delivery[bytes], reason: DeadLetterReason) -> None:
@@ -822,14 +819,14 @@ class RedisConsumer:
             group.key.group, self._name, position, attempt, *letter_fields(position, attempt, self._name, reason),
         )  # fmt: skip
         is_ours = self._call(command, "writing a dead letter")
-        self._forget([delivery], settled=bool(is_ours))
+        self._forget(self._by_group([delivery]), settled=bool(is_ours))
         if not is_ours:
             raise _lost(delivery)
 
     def _park(self, deliveries: Sequence[Delivery[bytes]], delay: float, *, counts: bool) -> list[bytes]:
         lost = []
-        for key, those in _by_subscription(deliveries):
-            group, entries = self._groups[key], [(_position(one), one.message.attempt) for one in those]
+        for group, positions, those in self._by_group(deliveries):
+            entries = [*zip(positions, (one.message.attempt for one in those), strict=True)]
             for start in range(0, len(entries), 200):
                 command = self._park_command(group, delay, entries[start : start + 200], counts=counts)
                 lost += self._call(command, "giving back")
@@ -849,26 +846,26 @@ class RedisConsumer:
             control_channel(self._namespace), _due_text(group.key, delay), *flat,
         )  # fmt: skip
 
-    def _ack_commands(self, done: Sequence[Delivery[bytes]]) -> dict[Node, list[Command]]:
+    def _by_group(self, deliveries: Sequence[Delivery[bytes]]) -> _Settled:
+        return [(self._groups[key], [*map(_POSITION, those)], those) for key, those in _by_subscription(deliveries)]
+
+    def _ack_commands(self, done: _Settled) -> dict[Node, list[Command]]:
         commands: dict[Node, list[Command]] = defaultdict(list)
-        for key, those in _by_subscription(done):
-            group = self._groups[key]
-            commands[group.node].append(("XACK", group.keys.stream, key.group, *map(_POSITION, those)))
+        for group, positions, those in done:
+            name = group.key.group
+            commands[group.node].append(("XACK", group.keys.stream, name, *positions))
             failed = [_position(one) for one in those if one.message.attempt > 1]
             if failed:
-                commands[group.node].append(("HDEL", group.keys.failures(key.group), *failed))
+                commands[group.node].append(("HDEL", group.keys.failures(name), *failed))
         return commands
 
-    def _forget(self, deliveries: Sequence[Delivery[bytes]], *, settled: bool = False) -> None:
-        for key, those in _by_subscription(deliveries):
-            group = self._groups[key]
+    def _forget(self, deliveries: _Settled, *, settled: bool = False) -> None:
+        for group, positions, those in deliveries:
             held = group.held
             if settled:
-                group.settled.extend(map(_POSITION, those))
-            for one in those:
-                message = one.message
-                position: Any = message.position  # see `_position`
-                if held.get(position) == message.attempt:
+                group.settled.extend(positions)
+            for position, one in zip(positions, those, strict=True):
+                if held.get(position) == one.message.attempt:
                     held.pop(position, None)
                     if one.crashes and self._crashed.pop(position, None) is not None:
                         self.wake()  # now another one may be taken

@@ -27,10 +27,14 @@ _STALLED = 1.0  # seconds in which a subscription with something waiting started
 
 @dataclass(slots=True)
 class _Line:
-    """One subscription's deliveries in hand. `batch` is how many of them go to one call of its handler."""
+    """One subscription's deliveries in hand. `batch` is how many of them go to one call of its handler.
+
+    `is_free` says that each call takes one, and any number may be at work.
+    """
 
     concurrency: int | None
     batch: int = 1
+    is_free: bool = field(init=False)
     waiting: deque[Delivery[bytes]] = field(default_factory=deque)
     running: int = 0
     calls: int = 0  # of the handler, at work
@@ -39,10 +43,8 @@ class _Line:
     pace: float | None = None  # seconds a handler takes for one, lately
     moved_at: float = 0.0  # when the first that waits came to be the first
 
-    @property
-    def is_free(self) -> bool:
-        """Whether each call takes one, and any number may be at work."""
-        return self.concurrency is None and self.batch == 1
+    def __post_init__(self) -> None:
+        self.is_free = self.concurrency is None and self.batch == 1
 
     def note_pace(self, seconds: float) -> None:
         pace = self.pace
