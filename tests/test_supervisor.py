@@ -1,6 +1,7 @@
 """The command `pubsub worker` as a user runs it: real processes, real signals, a real server."""
 
 import contextlib
+import gc
 import os
 import re
 import shutil
@@ -21,6 +22,7 @@ from redis.exceptions import ResponseError
 
 import pubsub_core
 from pubsub_core import PubSub
+from pubsub_core.worker.child import _spare_the_collector
 from tests.servers import RealServer, redis_server
 
 APPS = Path(__file__).parent / "apps"
@@ -625,3 +627,18 @@ def test_reload_starts_anew_when_a_file_changes(fleet, tmp_path):
         assert worker.process.poll() is None
         worker.signal(signal.SIGTERM)
         assert worker.wait() == 0
+
+
+def test_thresholds_of_the_garbage_collector_that_an_application_sets_stay() -> None:
+    before = gc.get_threshold()
+    try:
+        gc.set_threshold(1234, 5, 6)
+        _spare_the_collector(before)
+        assert gc.get_threshold() == (1234, 5, 6)
+
+        gc.set_threshold(*before)
+        _spare_the_collector(before)
+        assert gc.get_threshold()[0] > before[0], "what is in hand is looked at more seldom"
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()

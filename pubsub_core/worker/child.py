@@ -28,6 +28,7 @@ log = logging.getLogger("pubsub")
 OK, CRASHED, USAGE = 0, 1, 2
 REPLACED = 75  # "try again": a handler would not stop, so this process made way for another
 
+_COLLECT_AFTER = 10_000  # objects: what is in hand are some thousands
 _CHECK_SECONDS = 1.0  # between two looks whether all threads are alive, where one could not say that it dies
 
 
@@ -46,6 +47,7 @@ def run_child(load: LoadTarget, options: WorkerOptions, pipe: socket.socket) -> 
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD))  # see `_fork`
     configure_logging(options.log_level, options.log_format, options.log_sample)
     supervisor = ToSupervisor(pipe)
+    thresholds = gc.get_threshold()
     try:
         pubsub = load()
         if options.health_port is not None:
@@ -58,8 +60,7 @@ def run_child(load: LoadTarget, options: WorkerOptions, pipe: socket.socket) -> 
     except Exception:  # noqa: BLE001  # whatever the application's import raises: it is shown, not handled
         _complain(options, f"{options.target!r} could not be loaded, see above", with_traceback=True)
         return USAGE
-    gc.collect()
-    gc.freeze()  # what was imported stays: without it the collector would look at all of it again and again
+    _spare_the_collector(thresholds)
     settings = worker.settings
     supervisor.tell(
         processes=options.processes or settings.processes,
@@ -102,6 +103,17 @@ def run_child(load: LoadTarget, options: WorkerOptions, pipe: socket.socket) -> 
             drain()
             return REPLACED
     return drain()
+
+
+def _spare_the_collector(thresholds: tuple[int, int, int]) -> None:
+    """Keep the garbage collector from looking again and again at what is none: what was imported, and what is in hand.
+
+    `thresholds` are those of before the application was loaded: if it set others, they stay.
+    """
+    gc.collect()
+    gc.freeze()
+    if gc.get_threshold() == thresholds:
+        gc.set_threshold(_COLLECT_AFTER, *thresholds[1:])
 
 
 def _note(signals: list[int], number: int, _: FrameType | None) -> None:

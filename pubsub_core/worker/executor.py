@@ -7,14 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic
-from typing import Any, TypeVar, assert_never
+from typing import Any, assert_never
 
 from pubsub_core.broker import Consumer
 from pubsub_core.context import AT_WORK, CORRELATION_ID, decoded
 from pubsub_core.errors import (
     BrokerError,
     CodecError,
-    HandlerTimeout,
     LeaseLost,
     Reject,
     Retry,
@@ -36,12 +35,9 @@ from pubsub_core.subscription import Subscription, Takes
 from pubsub_core.worker.batches import Batch
 from pubsub_core.worker.event_loop import EventLoop
 from pubsub_core.worker.settler import Settler
-from pubsub_core.worker.timeouts import Run, Timeouts, frame_of
+from pubsub_core.worker.timeouts import Run, Timeouts, frame_of, timed_out
 
 log = logging.getLogger("pubsub")
-
-A = TypeVar("A")
-T = TypeVar("T")
 
 _DETAIL_LENGTH = 1_000
 _TRACEBACK_LENGTH = 8_000
@@ -90,9 +86,10 @@ class Executor:
             return 0.0
         assert plan is not None  # noqa: S101  # what nobody subscribes is refused
         started = monotonic()
-        run = self._timeouts.run_of(deliveries, plan.subscription, started + plan.timeout)
         before = AT_WORK.get()
-        outcome, error = self._run(run, plan.attempt, delivery)
+        run, outcome, error = self._timeouts.run(
+            deliveries, plan.subscription, started + plan.timeout, plan.attempt, delivery
+        )
         AT_WORK.set(before)
         if run.is_given_up:
             _log_late_end(delivery)
@@ -113,7 +110,6 @@ class Executor:
         if not deliveries:
             return 0.0
         started = monotonic()
-        run = self._timeouts.run_of(deliveries, plan.subscription, started + plan.timeout)
         before = AT_WORK.get()
         AT_WORK.set(None)  # it is none of them
         if plan.give is not None:
@@ -124,7 +120,9 @@ class Executor:
                 lambda one: decoded(one.message, plan.read(one.message)),
                 lambda messages: plan.call(_of_many(messages), deliveries[0]),
             )
-        is_done, error = self._run(run, Batch.attempt, batch)
+        run, is_done, error = self._timeouts.run(
+            deliveries, plan.subscription, started + plan.timeout, Batch.attempt, batch
+        )
         AT_WORK.set(before)
         if run.is_given_up:
             _log_late_end(deliveries[0])
@@ -178,34 +176,10 @@ class Executor:
         log.error("dead-lettered (%s: %s): %s", reason.kind, reason.detail, _of(delivery), extra=_fields(delivery))
         return DeadLettered(reason)
 
-    def _run(self, run: Run, attempt: Callable[[A], T], argument: A) -> tuple[T | None, BaseException | None]:
-        """Handle what a run is about, for as long as its timeout allows; return what comes of it, or what it raised.
-
-        A HandlerTimeout may arrive at any point between `begin` and `end`, also when the handler is done already. If
-        the run was given up meanwhile nobody needs either.
-        """
-        result: T | None = None
-        error: BaseException | None = None
-        try:
-            try:
-                self._timeouts.begin(run)
-                result = attempt(argument)
-            except BaseException as raised:  # noqa: BLE001  # sys.exit() in a handler is a failed handler, too
-                error = raised
-            self._timeouts.end(run)
-        except HandlerTimeout as late:
-            self._timeouts.end(run)
-            if result is None and error is None:
-                error = late
-        else:
-            if run.is_interrupted:
-                result, error = None, _timed_out(run, error)  # it was thrown into the handler, whatever came of it
-        return result, error
-
     def give_up(self, run: Run) -> None:
         """Settle a run that will not stop, as one that failed with HandlerTimeout. Returns at once."""
         frame = frame_of(run.thread)
-        error = _timed_out(run, None)
+        error = timed_out(run, None)
         error.add_note("It would not be interrupted. It stands here:\n" + "".join(traceback.format_stack(frame)[-20:]))
         seconds = run.subscription.timeout or 0.0
         for delivery in run.deliveries:
@@ -347,18 +321,6 @@ def _unreadable(error: CodecError) -> DeadLettered:
 
 def _as_asked(request: Retry | Reject) -> Outcome:
     return Retried(request.delay) if isinstance(request, Retry) else DeadLettered(_reason("rejected", request))
-
-
-def _timed_out(run: Run, error: BaseException | None) -> HandlerTimeout:
-    """Return the error of a run that was interrupted: the one that was thrown, if the handler let it through."""
-    timeout = error if isinstance(error, HandlerTimeout) else HandlerTimeout().with_traceback(None)
-    if timeout is not error:
-        timeout.__cause__ = error
-    if not timeout.args:
-        timeout.args = (
-            f"{run.subscription.handler.name} ran longer than its timeout of {run.subscription.timeout:g} s",
-        )
-    return timeout
 
 
 def _caller(

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 from types import FrameType
+from typing import TypeVar
 
 from pubsub_core.errors import HandlerTimeout
 from pubsub_core.message import Delivery
@@ -30,6 +31,9 @@ _SOON = 0.005
 _LOCKING = {threading.__file__: {"__enter__", "__exit__", "acquire", "release", "_acquire_restore", "_release_save"}}
 
 Cancel = Callable[[], None]
+
+A = TypeVar("A")
+T = TypeVar("T")
 
 
 @dataclass(slots=True, eq=False)
@@ -82,21 +86,47 @@ class Timeouts:
         if self.thread.ident is not None:
             self.thread.join()
 
-    def run_of(self, deliveries: Sequence[Delivery[bytes]], subscription: Subscription, deadline: float) -> Run:
-        """Return the run of a call on the calling thread, not yet begun."""
+    def run(  # by position: this is on the path of each message
+        self,
+        deliveries: Sequence[Delivery[bytes]],
+        subscription: Subscription,
+        deadline: float,
+        attempt: Callable[[A], T],
+        argument: A,
+    ) -> tuple[Run, T | None, BaseException | None]:
+        """Call `attempt` for as long as its timeout allows; return what comes of it, or what it raised.
+
+        A HandlerTimeout may arrive at any point in between, also when the handler is done already. If the run was given
+        up meanwhile nobody needs either.
+        """
         run: Run | None = getattr(self._here, "run", None)
         if run is None or run.is_interrupted:
             self._here.run = run = Run(deliveries, subscription, deadline)
             self._runs.add(run)
         else:  # no lock: nobody looks at one that is finished
             run.deliveries, run.subscription, run.deadline, run.put_off = deliveries, subscription, deadline, 0.0
-        return run
-
-    def begin(self, run: Run) -> None:
-        """Watch a run that starts now, on the calling thread. From here on a HandlerTimeout may arrive."""
-        run.is_finished = False  # no lock: who looks sees its deadline too, which was set before
-        if run.deadline < self._wakes_at:
-            self._is_wanted_earlier.set()
+        result: T | None = None
+        error: BaseException | None = None
+        try:
+            try:
+                run.is_finished = False  # no lock: who looks sees its deadline too, which was set before
+                if deadline < self._wakes_at:
+                    self._is_wanted_earlier.set()
+                result = attempt(argument)
+            except BaseException as raised:  # noqa: BLE001  # sys.exit() in a handler is a failed handler, too
+                error = raised
+            with run.lock:  # as `_end`
+                run.is_finished = True
+            if run.is_interrupted:
+                self._end(run)
+        except HandlerTimeout as late:
+            self._end(run)
+            if result is None and error is None:
+                error = late
+        else:
+            if run.is_interrupted:
+                result, error = None, timed_out(run, error)  # it was thrown into the handler, whatever came of it
+        return run, result, error
 
     def cancel_by(self, cancel: Cancel | None) -> None:
         """Have the calling thread's run interrupted by this call while there is one, instead of an exception here."""
@@ -105,7 +135,7 @@ class Timeouts:
             with run.lock:
                 run.cancel = cancel
 
-    def end(self, run: Run) -> None:
+    def _end(self, run: Run) -> None:
         """Stop watching a run of the calling thread. Afterwards no HandlerTimeout of it arrives any more.
 
         One that is on its way may arrive in here: whoever calls catches it, and calls again.
@@ -171,6 +201,18 @@ class Timeouts:
                 return
             run.is_given_up = True
         self._give_up(run)
+
+
+def timed_out(run: Run, error: BaseException | None) -> HandlerTimeout:
+    """Return the error of a run that was interrupted: the one that was thrown, if the handler let it through."""
+    timeout = error if isinstance(error, HandlerTimeout) else HandlerTimeout().with_traceback(None)
+    if timeout is not error:
+        timeout.__cause__ = error
+    if not timeout.args:
+        timeout.args = (
+            f"{run.subscription.handler.name} ran longer than its timeout of {run.subscription.timeout:g} s",
+        )
+    return timeout
 
 
 def frame_of(thread: int) -> FrameType | None:
