@@ -4,40 +4,48 @@ import os
 import random
 import threading
 from datetime import UTC, datetime
+from itertools import count
 
 from pubsub_core.clock import Clock
 
 _RAND_B = (1 << 62) - 1
 _VARIANT = 1 << 63
 _LAST = (1 << 48) - 1  # the bits after the last hyphen
+_NEVER = datetime.fromtimestamp(0, UTC)
 
 
-class _Last:
-    """What the last id of a process was made of. `head` is the id up to its last hyphen."""
+class _Span:
+    """The ids of one millisecond that are the same up to their last hyphen. To take the next needs no lock."""
 
-    __slots__ = ("head", "lock", "milliseconds", "moment", "process", "random", "tail")
+    __slots__ = ("head", "milliseconds", "moment", "next_tail", "upper")
+
+    def __init__(self, milliseconds: int, moment: datetime, tail: int) -> None:
+        self.milliseconds = milliseconds
+        self.moment = moment
+        self.upper = tail >> 48
+        middle = (_VARIANT | tail & _RAND_B) >> 48
+        self.head = f"{milliseconds >> 16:08x}-{milliseconds & 0xFFFF:04x}-7{tail >> 62:03x}-{middle:04x}-"
+        self.next_tail = count(tail & _LAST).__next__
+
+
+class _Process:
+    """What the ids of a process are made of."""
 
     def __init__(self) -> None:
-        self.process = os.getpid()
-        self.lock = threading.Lock()
-        self.random = random.Random()
-        self.milliseconds = -1
-        self.moment = datetime.fromtimestamp(0, UTC)
-        self.tail = 0
-        self.head = ""
+        self.number = os.getpid()
+        self.span = _Span(-1, _NEVER, 0)
+        self._lock = threading.Lock()
+        self._random = random.Random()
 
-    def begin(self, milliseconds: int) -> int:
-        """Go on to a new millisecond, at a random tail."""
-        self.milliseconds = milliseconds
-        self.moment = datetime.fromtimestamp(milliseconds / 1000, UTC)
-        tail = self.random.getrandbits(73)  # one bit of room to count up
-        self.set_head(tail)
-        return tail
-
-    def set_head(self, tail: int) -> None:
-        """Format what most tails of a millisecond have in common."""
-        middle = (_VARIANT | tail & _RAND_B) >> 48
-        self.head = f"{self.milliseconds >> 16:08x}-{self.milliseconds & 0xFFFF:04x}-7{tail >> 62:03x}-{middle:04x}-"
+    def begin(self, milliseconds: int, after: _Span) -> None:
+        """Go on to this millisecond, at a random tail; or, if it is not a later one, to what follows a used up span."""
+        with self._lock:
+            span = self.span
+            if milliseconds > span.milliseconds:
+                moment = datetime.fromtimestamp(milliseconds / 1000, UTC)
+                self.span = _Span(milliseconds, moment, self._random.getrandbits(73))  # one bit of room to count up
+            elif span is after:
+                self.span = _Span(span.milliseconds, span.moment, span.upper + 1 << 48)
 
 
 class IdMaker:
@@ -48,8 +56,9 @@ class IdMaker:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._last = _Last()
-        self._by_process = {self._last.process: self._last}  # its own, and those of its ancestors when they forked
+        self._process = _Process()
+        # Its own, and those of its ancestors when they forked.
+        self._by_number = {self._process.number: self._process}
 
     def __call__(self) -> str:
         """Return a new id, in the usual 36 characters."""
@@ -57,19 +66,16 @@ class IdMaker:
 
     def with_moment(self) -> tuple[str, datetime]:
         """Return a new id, and the moment that it says: `published_at` of it."""
-        last = self._last
-        if last.process != os.getpid():
-            last = self._last = self._by_process.setdefault(os.getpid(), _Last())  # the same for all of our threads
+        process = self._process
+        if process.number != os.getpid():
+            # The same for all of our threads.
+            process = self._process = self._by_number.setdefault(os.getpid(), _Process())
         now = int(self._clock.time() * 1000)
-        with last.lock:
-            if now > last.milliseconds:
-                tail = last.begin(now)
-            else:
-                tail = last.tail + 1
-                if not tail & _LAST:
-                    last.set_head(tail)
-            last.tail = tail
-            return "%s%012x" % (last.head, tail & _LAST), last.moment  # noqa: UP031  # quicker than any other way
+        while True:
+            span = process.span
+            if now <= span.milliseconds and (tail := span.next_tail()) <= _LAST:
+                return "%s%012x" % (span.head, tail), span.moment  # noqa: UP031  # quicker than any other way
+            process.begin(now, span)
 
 
 def published_at(message_id: str) -> datetime:
