@@ -80,7 +80,7 @@ class RedisBroker(RedisInspector):
         self._unfenced: dict[_Sent, float] = {}
         self.may_kill: bool | None = None  # connections, to fence off what is on its way there; None: not known yet
         self._idle: defaultdict[Node, deque[Link]] = defaultdict(deque)
-        self._lent: set[Link] = set()
+        self._lent: dict[int, Link] = {}  # by thread
         self._process = os.getpid()
         self._ahead: float | None = None  # of time.monotonic() the server's clock is, by so many seconds
         self._ahead_since = -math.inf
@@ -99,14 +99,14 @@ class RedisBroker(RedisInspector):
     def _borrow(self, node: Node) -> Link:
         if os.getpid() != self._process:
             self._idle = defaultdict(deque)  # the others are our parent's, which we must never use
-            self._lent = set()
+            self._lent = {}
             self._process = os.getpid()  # last: another thread of ours would take one of those
         link = _fit_one(self._idle[node]) or self.new_link(node)
-        self._lent.add(link)
+        self._lent[threading.get_ident()] = link
         return link
 
     def _take_back(self, node: Node, link: Link) -> None:
-        self._lent.discard(link)
+        self._lent.pop(threading.get_ident(), None)
         if link.is_open and not link.is_hurried:
             link.rest()
             self._idle[node].append(link)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pubsub_core import __version__
 from pubsub_core.broker import MOST_RETAINED, USUAL, Membership, TopicOptions
@@ -72,7 +72,6 @@ _STRAGGLES = 3600.0
 _AHEAD_FROM = 250
 _BRISK = 0.05
 _AHEAD_LESS = 50
-_NOT_AHEAD_FOR = 10.0  # seconds after one that turned out to be too much
 _STALE = 1.0  # seconds after which nobody seems to want them any more
 _MARGIN = 1.0  # seconds that the server would wait longer than we do, if we did not call it off
 
@@ -158,7 +157,6 @@ class RedisConsumer:
         self._reading = threading.Lock()  # held by who uses these connections
         self._ahead: _Ahead | None = None
         self._is_brisk = False
-        self._not_ahead_until = -math.inf
         self._wanted_at = -math.inf  # when as many were handed out as make it worth while to ask ahead
         self._is_woken = False
         self._turn = 0
@@ -170,7 +168,10 @@ class RedisConsumer:
         self._was_certain = False
         self._has_beaten = False
         self._lapses = 0  # how often we gave no sign of life for so long that others took us for dead
-        self._unparked: Deliveries = []  # pending under our name, and not yet handed out
+        self._unparked: Deliveries = []  # pending under our name, held, and not yet handed out
+        self._kept_at = math.inf  # since when there are some that could be parked
+        self._is_overdue = False  # those, and what was asked for ahead
+        self._lapses_known = 0  # when those, and what was asked for ahead, came to be ours
         self._stragglers_at = self._stragglers_until = math.inf
         self._stragglers_pause = 0.0
         self._came_at: float | None = None
@@ -210,14 +211,19 @@ class RedisConsumer:
     def _receive_by(
         self, deadline: float, credit: Mapping[SubscriptionKey, int], done: Sequence[Delivery[bytes]]
     ) -> Deliveries:
-        now = time.monotonic()
-        self._is_brisk = now - self._wanted_at < _BRISK and now >= self._not_ahead_until
+        self._is_brisk = time.monotonic() - self._wanted_at < _BRISK
         try:
+            lapses = self._lapses
+            if (self._ahead or self._unparked) and self._was_away(self._lapses_known):
+                self._forget_unparked([])
+                self._is_certain = False  # others may have these
             if not self._is_certain:
                 self._make_certain()
+                lapses = self._lapses
+            elif self._is_overdue:
+                self._hand_back_what_waits()
             elif time.monotonic() >= self._stragglers_at:
                 self._look_for_stragglers()
-            lapses = self._lapses
             settled = self._by_group(done)
             received = self._hand_out_unparked(credit, settled) or self._receive(credit, deadline, settled)
         except BaseException as error:
@@ -225,8 +231,9 @@ class RedisConsumer:
             self._start_over()
             self._raise_ours(error)
             raise
-        if received and (lapses != self._lapses or time.monotonic() - self._beaten_at > 4 * self._heartbeat):
-            self._is_certain = False  # we were frozen, so others may have these: the next call hands back what is ours
+        self._lapses_known = lapses
+        if received and self._was_away(lapses):
+            self._is_certain = False  # others may have these: the next call hands back what is ours
             self._forget_unparked(received)
             return []
         if received and time.monotonic() - self._looked_for_pauses_at >= _PAUSES:
@@ -240,6 +247,10 @@ class RedisConsumer:
             self._most = min(_MOST, 2 * self._most)
         self._wanted_at = time.monotonic() if len(received) >= _AHEAD_FROM - _AHEAD_LESS else -math.inf
         return received
+
+    def _was_away(self, lapses: int) -> bool:
+        """Whether we gave no sign of life for so long, since there were so many lapses, that we were taken for dead."""
+        return lapses != self._lapses or time.monotonic() - self._beaten_at > 4 * self._heartbeat
 
     def _raise_ours(self, error: BaseException) -> None:
         if isinstance(error, FOREIGN):
@@ -259,7 +270,11 @@ class RedisConsumer:
             reads = _reads(wanted)
             has_backlog = len(reads) > 1 and any(group.is_hot for group, _ in wanted)
             if self._ahead is not None:
-                received = self._collect(self._ahead, [] if is_due else reads, dict(_by_key(wanted)), done)
+                more = [] if is_due or now >= deadline else reads
+                received = self._collect(self._ahead, more, dict(_by_key(wanted)), done)
+                if not received and self._is_certain:  # that was asked for some time ago: there may be something by now
+                    done = []
+                    continue
             elif is_due or has_backlog or now >= deadline:
                 received = self._sweep(wanted, done)
             else:
@@ -369,9 +384,9 @@ class RedisConsumer:
         self._call_off([(read, link) for read, link in asked if link not in ready])
         received: Deliveries = []
         self._note_all([read for read, _ in asked], [link.read() for _, link in asked], received)
-        more = self._next_ahead(reads)
+        more = None if is_woken else self._next_ahead(reads)
         if more is not None:
-            self._ask_ahead(more, asked[0][1])
+            self._ask_ahead(more)
         return received, is_woken
 
     def _next_ahead(self, reads: Sequence[_Read]) -> _Read | None:
@@ -379,14 +394,15 @@ class RedisConsumer:
 
         Only where one group is read as fast as it can be: then it is wanted as soon as we are done with that.
         """
-        if not self._is_brisk or self._is_woken or self._crashed or len(reads) != 1:
+        if not self._is_brisk or self._is_woken or self._crashed or self._unparked or len(reads) != 1:
             return None
         (read,) = reads
         if len(read.groups) > 1 or not read.groups[0].is_hot or read.count < _AHEAD_FROM:
             return None
         return _Read(read.node, read.group, read.groups, read.count - _AHEAD_LESS)
 
-    def _ask_ahead(self, read: _Read, link: Link) -> None:
+    def _ask_ahead(self, read: _Read) -> None:
+        link = self._link(read.node, read.group)
         link.send([read.command(self._name, None)])
         self._ahead = _Ahead(read, link, time.monotonic())
 
@@ -395,8 +411,8 @@ class RedisConsumer:
     ) -> Deliveries:
         """Acknowledge, ask ahead for more, if these `reads` are such, and return what was asked for ahead last time.
 
-        What nobody wants any more is handed back. The server answers what comes together together: so more is not asked
-        for together with the acknowledgements, whose replies are waited for.
+        What is more than is wanted by now is kept for the next call. The server answers together what comes together:
+        so more is not asked for together with the acknowledgements, whose replies are waited for.
         """
         self._ahead = None
         link, acks = ahead.link, self._ack_commands(done)
@@ -406,7 +422,7 @@ class RedisConsumer:
         reply = link.read()
         more = self._next_ahead(reads)
         if more is not None:
-            self._ask_ahead(more, link)
+            self._ask_ahead(more)
         received: Deliveries = []
         self._note_all([ahead.read], [reply], received)
         self._check_all([link.read() for _ in first])
@@ -415,10 +431,20 @@ class RedisConsumer:
         self._forget(done, settled=True)
         (group,) = ahead.read.groups
         count = wanted.get(group.key, 0)
-        if len(received) > count:
-            self._not_ahead_until = time.monotonic() + _NOT_AHEAD_FOR
-            self._hand_back(group, [(_position(one), one.message.attempt) for one in received[count:]])
+        self._keep_back(group, received[count:])
         return received[:count]
+
+    def _keep_back(self, group: _Group, more: Deliveries) -> None:
+        """Keep what came though it is not wanted just now: it will be soon, or somebody else gets it."""
+        if not more:
+            return
+        if group.is_paused:
+            self._hand_back(group, [(_position(one), one.message.attempt) for one in more])
+            return
+        for one in more:
+            group.held[_position(one)] = one.message.attempt
+        self._unparked += more
+        self._kept_at = time.monotonic()
 
     def _drop_ahead(self) -> None:
         """Read what was asked for ahead, if there is something, and do not keep it: it is pending, and not held."""
@@ -426,16 +452,27 @@ class RedisConsumer:
         if ahead is not None:
             ahead.link.read()
 
+    def _hand_back_what_waits(self) -> None:
+        """Hand back what was asked for ahead, and what was kept back of it."""
+        self._is_overdue = False
+        if self._kept_at < math.inf:
+            self._forget_unparked([])
+        self._hand_back_unseen()
+
     def _hand_back_stale(self) -> None:
         """Hand back what was asked for ahead, if nobody came for it: all who could are busy, or told to stop."""
         ahead = self._ahead
-        if ahead is None or not (self._is_woken or time.monotonic() - ahead.since > _STALE):
+        since = min(self._kept_at, math.inf if ahead is None else ahead.since)
+        is_stale = time.monotonic() - since > _STALE
+        if since == math.inf or not (self._is_woken or is_stale):
             return
         if not self._reading.acquire(blocking=False):
-            return  # somebody has come
+            if is_stale:  # who reads may wait for something else
+                self._is_overdue = True
+                self.wake()
+            return
         try:
-            if self._ahead is not None:
-                self._hand_back_unseen()
+            self._hand_back_what_waits()
         except BaseException as error:
             self._start_over()
             self._raise_ours(error)
@@ -447,7 +484,7 @@ class RedisConsumer:
         """Wait until one of the links has a reply, somebody wakes us, or something is due earlier than we knew."""
         answered = [link for link in links if link.has_more()]  # it may have come with the reply before it
         if answered:
-            return answered, False
+            return answered, self._take_wake_up() if self._is_woken else False
         poll = select.poll()
         by_fd = {link.fileno(): link for link in links}
         for fd in [*by_fd, self._wake_out.fileno(), *([self._control.fileno()] if self._control else [])]:
@@ -455,12 +492,15 @@ class RedisConsumer:
         events = {fd for fd, _ in poll.poll(wait * 1000)}
         ready = [link for fd, link in by_fd.items() if fd in events]
         if self._wake_out.fileno() in events:
-            _drain(self._wake_out)
-            self._is_woken = False
-            return ready, True
+            return ready, self._take_wake_up()
         if self._control is not None and self._control.fileno() in events:
             self._read_control()
         return ready, False
+
+    def _take_wake_up(self) -> Literal[True]:
+        _drain(self._wake_out)
+        self._is_woken = False
+        return True
 
     def _call_off(self, waiting: Sequence[tuple[_Read, Link]]) -> None:
         """Make the server answer blocked reads now.
@@ -486,6 +526,8 @@ class RedisConsumer:
         """Take note of what is said to all: a group has something due earlier than it had, is paused, or reads anew."""
         control = self._control
         assert control is not None  # noqa: S101  # only called when there is one
+        ahead = self._ahead
+        is_moved = False
         while True:
             message = control.read()
             if isinstance(message, list) and message[0] == b"message":
@@ -494,10 +536,13 @@ class RedisConsumer:
                     for known in self._groups.values():
                         if known.key.topic == topic and group in ("", known.key.group):  # "": it is delayed, for all
                             _note_control(known, word, value)
+                            is_moved |= word == "seek" and ahead is not None and known in ahead.read.groups
                 except ValueError:
                     log.debug("passed over what is said to all, as this version does not understand it")
             if not control.has_more():
-                return
+                break
+        if is_moved:
+            self._hand_back_unseen()  # what was asked for before that says nothing of where the group is now
 
     def _take_command(self, group: _Group, count: int, suspects: int) -> Command:
         keys = group.keys
@@ -629,8 +674,9 @@ class RedisConsumer:
         if len(kept) < len(received):
             for key, group in self._groups.items():
                 if group.is_paused:
-                    ours = [(_position(one), one.message.attempt) for one in received if one.subscription == key]
-                    self._hand_back(group, ours)
+                    paused = [one for one in received if one.subscription == key]
+                    self._forget(self._by_group(paused))  # some may be held: they were kept back
+                    self._hand_back(group, [(_position(one), one.message.attempt) for one in paused])
         return kept
 
     def _subscribed(self) -> Link | None:
@@ -698,14 +744,15 @@ class RedisConsumer:
         return ("XPENDING", group.keys.stream, group.key.group, first, "+", _PAGE, self._name)
 
     def _hand_back(self, group: _Group, unseen: list[tuple[str, int]]) -> None:
-        if not unseen:
-            return
-        try:
-            self._link(group.node, "").call(*self._park_command(group, 0.0, unseen, counts=False), what="handing back")
-        except BrokerFull:
-            self._keep_unparked(group, unseen)
-        else:
-            group.due_at = group.suspects_at = 0.0
+        for start in range(0, len(unseen), 200):
+            some = unseen[start : start + 200]
+            command = self._park_command(group, 0.0, some, counts=False)
+            try:
+                self._link(group.node, "").call(*command, what="handing back")
+            except BrokerFull:
+                self._keep_unparked(group, some)
+            else:
+                group.due_at = group.suspects_at = 0.0
 
     def _look_for_stragglers(self) -> None:
         """Hand back what came to us after all: a read that a network held back may be carried out when we have long
@@ -739,24 +786,31 @@ class RedisConsumer:
         self._pass_over(group, gone)
 
     def _hand_out_unparked(self, credit: Mapping[SubscriptionKey, int], done: _Settled) -> Deliveries:
-        """Return what could not be parked, as far as it is asked for now, after the acknowledgements."""
-        left, chosen = Counter(credit), []
+        """Return what was kept back or could not be parked, as far as it is asked for, after the acknowledgements."""
+        if not self._unparked or any(map(self._is_last, [*self._crashed.values()])):
+            return []
+        left, chosen, kept = Counter(credit), [], []
         for one in self._unparked:
             if left[one.subscription] > 0 and not self._groups[one.subscription].is_paused:
                 left[one.subscription] -= 1
                 chosen.append(one)
+            else:
+                kept.append(one)
         if chosen:
             self._ack(done)
-            self._unparked = [one for one in self._unparked if one not in chosen]
+            self._unparked = kept
+            if not kept:
+                self._kept_at = math.inf
         return chosen
 
     def _forget_unparked(self, received: Deliveries) -> None:
-        """Note that others may have what could not be parked, also what was just to be handed out of it."""
+        """Note that others may have what was kept back or could not be parked, also what was just to be handed out."""
         for one in (*self._unparked, *received):
             held = self._groups[one.subscription].held
             if held.get(_position(one)) == one.message.attempt:
                 del held[_position(one)]
         self._unparked.clear()
+        self._kept_at = math.inf
 
     def _start_over(self) -> None:
         """After an error: close every connection of `receive`, and get certain again at the next call."""

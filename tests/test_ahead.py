@@ -15,7 +15,7 @@ from pubsub_redis import consumer as consumer_module
 from pubsub_redis.consumer import RedisConsumer, _Ahead
 from pubsub_redis.keys import paused_key
 from tests.servers import RealServer, proxy_to
-from tests.test_redis import WITHIN, Place, ids, publish, until
+from tests.test_redis import WITHIN, Place, ids, message, publish, until
 
 BILLING = SubscriptionKey("orders", "billing")
 COUNT, MOST = 2_000, 500
@@ -110,19 +110,37 @@ def test_acknowledgements_go_along(place: Place) -> None:
 
 def test_no_more_is_handed_out_than_is_wanted_by_then(place: Place) -> None:
     hurried = Hurried(place)
-    other = place.consumer(place.broker())
     few = hurried.receive(most=7)
     assert len(few) == 7
-    hurried.taken += few
-    hurried.check(hurried.rest(other, hurried.consumer))
+    assert not hurried.receive(most=0)
+    rest = hurried.rest()
+    assert ids([*hurried.taken, *few, *rest]) == hurried.published, "what was kept comes first"
 
 
-def test_after_too_much_was_on_its_way_nothing_is_for_a_while(place: Place) -> None:
+@pytest.mark.parametrize("of", ["those who are busy", "those who are told to stop"])
+def test_what_was_more_than_was_wanted_goes_to_others(place: Place, of: str, monkeypatch: pytest.MonkeyPatch) -> None:
     hurried = Hurried(place)
     hurried.taken += hurried.receive(most=7)
-    for _ in range(2):
-        hurried.taken += hurried.receive()
-        assert hurried.consumer._ahead is None
+    if of == "those who are busy":
+        monkeypatch.setattr(consumer_module, "_STALE", 0.0)
+    else:
+        hurried.consumer.wake()
+    hurried.consumer.maintain()
+    hurried.check(hurried.rest(place.consumer(place.broker())))
+
+
+def test_what_was_more_than_was_wanted_is_not_handed_out_while_the_group_is_paused(place: Place) -> None:
+    hurried = Hurried(place)
+    hurried.taken += hurried.receive(most=7)
+    inspector = place.broker()
+    inspector.pause_group(BILLING, is_paused=True)
+    until(lambda: bool(hurried.consumer._control and hurried.consumer._control.has_more()))
+    hurried.consumer._read_control()
+    assert not hurried.receive()
+
+    inspector.pause_group(BILLING, is_paused=False)
+    hurried.consumer._look_for_pauses()
+    hurried.check(hurried.rest())
 
 
 @pytest.mark.parametrize("says", ["control", "key"])
@@ -232,13 +250,130 @@ def test_a_group_that_vanishes_meanwhile_is_made_anew(place: Place) -> None:
     assert came == {*hurried.published}
 
 
-def test_who_was_frozen_hands_none_of_it_out(place: Place) -> None:
-    """Others may have taken it over meanwhile."""
+@pytest.mark.parametrize("has_beaten", [False, True])
+@pytest.mark.parametrize("most", [MOST, 7])
+def test_who_was_frozen_hands_none_of_it_out(place: Place, has_beaten: bool, most: int) -> None:
+    """Others may have taken it over meanwhile; also if it gives a sign of life before it reads again."""
     hurried = Hurried(place)
-    hurried.consumer._lapses += 1
-    hurried.consumer._beaten_at = time.monotonic() - 4 * place.broker().options.heartbeat - 1
-    assert not hurried.receive()
-    hurried.check(hurried.rest())
+    hurried.taken += hurried.receive(most)
+    hurried.consumer._beaten_at -= 4 * hurried.consumer._heartbeat + 1
+    pending = place.client.xpending_range(place.stream, "billing", "-", "+", COUNT, hurried.consumer.name)
+    held = {one.message.position for one in hurried.taken}
+    on_its_way = {one["message_id"].decode() for one in pending} - held
+    assert on_its_way
+    place.client.xclaim(place.stream, "billing", "another", 0, [*on_its_way], justid=True)
+    if has_beaten:
+        hurried.consumer.beat()
+
+    rest = [*hurried.receive()]
+    while more := hurried.receive():
+        rest += more
+    assert not {one.message.position for one in rest} & on_its_way
+    assert len(hurried.taken) + len(rest) + len(on_its_way) == COUNT
+
+
+@pytest.mark.parametrize("is_paused", [False, True])
+def test_after_a_seek_all_comes_again_though_something_was_on_its_way(place: Place, is_paused: bool) -> None:
+    """What was asked for before says nothing of where the group is now."""
+    hurried = Hurried(place)
+    hurried.consumer.ack(hurried.taken)
+    inspector = place.broker()
+    if is_paused:
+        inspector.pause_group(BILLING, is_paused=True)
+    inspector.seek(BILLING, "earliest", force=not is_paused)
+    if is_paused:
+        inspector.pause_group(BILLING, is_paused=False)
+    until(lambda: bool(hurried.consumer._control and hurried.consumer._control.has_more()))
+
+    came: set[str] = set()
+    deadline = time.monotonic() + WITHIN
+    while len(came) < COUNT and time.monotonic() < deadline:
+        some = hurried.receive()
+        came |= {*ids(some)}
+        hurried.consumer.ack(some)
+    assert came == {*hurried.published}
+
+
+@pytest.mark.parametrize("what", ["published", "due"])
+def test_what_is_there_is_returned_though_nothing_was_on_its_way(place: Place, what: str) -> None:
+    """The reply to what was asked for ahead is from before the call."""
+    hurried = Hurried(place)
+    while len(hurried.taken) < COUNT:
+        hurried.taken += hurried.receive()
+    hurried.wait_for_reply()
+    if what == "published":
+        publish(place.broker(), 10)
+    else:
+        hurried.consumer.nack(hurried.taken[0], 0.0)
+    assert len(hurried.consumer.receive({BILLING: MOST}, 0.0)) == (10 if what == "published" else 1)
+
+
+def test_after_a_wake_up_it_reads_ahead_again(place: Place) -> None:
+    consumer = place.joined(place.broker())
+    publish(place.broker(), 5 * COUNT)
+    is_ahead: list[bool] = []
+    done: Sequence[Delivery[bytes]] = ()
+    for number in range(16):
+        if number == 4:
+            consumer.wake()
+        done = consumer.receive({BILLING: MOST}, 0.05, done)
+        is_ahead.append(consumer._ahead is not None)
+    assert not is_ahead[4]
+    assert any(is_ahead[5:])
+
+
+def test_each_group_reads_ahead_on_its_own_connection(place: Place) -> None:
+    """They may be on different nodes."""
+    audit = SubscriptionKey("invoices", "audit")
+    consumer, broker = place.joined(place.broker(), BILLING, audit), place.broker()
+    broker.publish([message("orders") for _ in range(COUNT)])
+    broker.publish([message("invoices") for _ in range(COUNT)])
+    for key in (BILLING, audit, BILLING, BILLING, audit, audit, BILLING):
+        consumer.receive({key: MOST}, 0.05)
+        ahead = consumer._ahead
+        assert ahead is None or ahead.link is consumer._links[ahead.read.node, ahead.read.group]
+
+
+def test_what_is_kept_goes_to_others_though_somebody_waits_for_another_group(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audit = SubscriptionKey("invoices", "audit")
+    consumer = place.joined(place.broker(), BILLING, audit)
+    publish(place.broker(), COUNT)
+    taken: list[Delivery[bytes]] = []
+    while consumer._ahead is None:
+        taken += consumer.receive({BILLING: MOST}, 0.05)
+    waiting = place.in_thread(lambda: consumer.receive({BILLING: 0, audit: 10}, WITHIN))
+    until(lambda: consumer._ahead is None and bool(consumer._unparked))
+    monkeypatch.setattr(consumer_module, "_STALE", 0.0)
+
+    consumer.maintain()
+    assert not waiting.result(WITHIN), "it is woken"
+    consumer.receive({BILLING: 0, audit: 10}, 0)
+
+    pending = place.client.xpending_range(place.stream, "billing", "-", "+", COUNT, consumer.name)
+    assert {one["message_id"].decode() for one in pending} == {one.message.position for one in taken}
+
+
+def test_what_was_kept_is_not_held_any_more_once_it_is_handed_back(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the same, if it came again in a reply that is lost, would be taken for held, and be pending for ever."""
+    hurried = Hurried(place)
+    hurried.taken += hurried.receive(most=7)
+    monkeypatch.setattr(consumer_module, "_PAUSES", 0.0)
+    place.client.hset(paused_key(place.namespace), " ".join(BILLING), "1")
+    assert not hurried.receive(most=100)
+    consumer = hurried.consumer
+    pending = place.client.xpending_range(place.stream, "billing", "-", "+", COUNT, consumer.name)
+    assert {*consumer._groups[BILLING].held} <= {one["message_id"].decode() for one in pending}
+
+
+def test_nothing_that_was_kept_is_handed_out_beside_one_that_may_kill(place: Place) -> None:
+    hurried = Hurried(place)
+    hurried.taken += hurried.receive(most=7)
+    hurried.consumer._crashed["1-1"] = hurried.consumer._broker.options.max_crashes - 1
+    assert not hurried.receive(most=100)
 
 
 @pytest.mark.parametrize("is_told_to_stop", [False, True])

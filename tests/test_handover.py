@@ -121,3 +121,29 @@ def test_nothing_is_started_after_stop() -> None:
     handover._lead({})  # what a read brings that was on its way
     assert handover.next(taken, 1e-6) == ()
     assert len(handover.stop()) == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "least", "most"),
+    [
+        (0.03, 250, 500),  # it waited for the interpreter's lock, while the others had their turns
+        (0.9, 1, 8),  # it is slow: one for each thread
+    ],
+)
+def test_one_that_takes_long_counts_fully_unless_it_may_have_waited_for_the_others(
+    seconds: float, least: int, most: int
+) -> None:
+    pubsub = PubSub("memory://")
+    pubsub.subscribe("orders", group="billing")(lambda message: None)
+    asked: list[int] = []
+
+    def read(credit: Credit) -> Sequence[Delivery[bytes]]:
+        asked.extend(credit.values())
+        return [delivery(number, "orders") for number in range(100)]
+
+    handover = Handover(pubsub.subscriptions(), 8, read, lambda: None)
+    taken = handover.next()
+    for _ in range(99):
+        taken = handover.next(taken, 30e-6)
+    handover.next(taken, seconds)
+    assert least <= asked[-1] <= most

@@ -35,6 +35,7 @@ from pubsub_core import (
 from pubsub_core.broker import Broker, Consumer, DeadLetter, Membership
 from pubsub_core.errors import WorkerError
 from pubsub_core.message import DeadLetterReason
+from pubsub_core.worker import executor as executor_module
 from pubsub_core.worker.handover import Handover
 from pubsub_core.worker.process import Worker
 
@@ -1280,3 +1281,25 @@ def test_what_a_dead_settler_left_is_acknowledged_when_the_worker_ends(shop, cap
     assert worker.join(WITHIN)
     assert sum(shop.broker.of("ack")) == 1
     assert shop.left() == 0
+
+
+@pytest.mark.parametrize("outcome", ["handled", "expired"])
+def test_what_it_takes_to_log_and_settle_counts_as_time_of_the_handler(
+    monkeypatch: pytest.MonkeyPatch, outcome: str
+) -> None:
+    """How much is read ahead of the handlers goes by it."""
+    now = 0.0
+
+    def takes_long(*_: object) -> None:
+        nonlocal now
+        now += 5.0
+
+    pubsub = PubSub("memory://", clock=ManualClock())
+    pubsub.subscribe("orders", group="billing")(lambda message: None)
+    worker = Worker(pubsub, threads=1)
+    monkeypatch.setattr(executor_module, "monotonic", lambda: now)
+    monkeypatch.setattr(worker._executor, "_settle", takes_long)
+    key = SubscriptionKey("orders", "billing")
+    expires_at = datetime(2020, 1, 1, tzinfo=UTC) if outcome == "expired" else None
+    message = Message("1", "orders", b"{}", datetime(2020, 1, 1, tzinfo=UTC), position="1", expires_at=expires_at)
+    assert worker._executor.execute([Delivery(message, key)]) == 5.0

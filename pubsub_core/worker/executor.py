@@ -78,14 +78,15 @@ class Executor:
         delivery = deliveries[0]
         plan = self._plans.get(delivery.subscription)
         if plan is not None and plan.takes_batch:
+            started = monotonic()
             suspicious = any(one.crashes or one.message.expires_at is not None for one in deliveries)
             left = [one for one in deliveries if not self._refuse(one, plan)] if suspicious else deliveries
-            return self._execute_batch(left, plan)
+            return self._execute_batch(left, plan) if left else monotonic() - started
         is_suspicious = plan is None or delivery.crashes or delivery.message.expires_at is not None
-        if is_suspicious and self._refuse(delivery, plan):
-            return 0.0
-        assert plan is not None  # noqa: S101  # what nobody subscribes is refused
         started = monotonic()
+        if is_suspicious and self._refuse(delivery, plan):
+            return monotonic() - started
+        assert plan is not None  # noqa: S101  # what nobody subscribes is refused
         before = AT_WORK.get()
         run, outcome, error = self._timeouts.run(
             deliveries, plan.subscription, started + plan.timeout, plan.attempt, delivery
@@ -103,12 +104,10 @@ class Executor:
         if log.isEnabledFor(logging.INFO):
             _log_settled(delivery.message, plan.subscription, outcome, seconds)
         self._settle(deliveries, outcome)
-        return seconds if outcome is ACKED else monotonic() - started
+        return monotonic() - started  # with what it took to log, count and settle it
 
     def _execute_batch(self, deliveries: Sequence[Delivery[bytes]], plan: "_Plan") -> float | None:
         """Handle several in one call, and settle each as if it had been alone."""
-        if not deliveries:
-            return 0.0
         started = monotonic()
         before = AT_WORK.get()
         AT_WORK.set(None)  # it is none of them

@@ -22,6 +22,10 @@ Read = Callable[[Credit], Deliveries]
 _AHEAD = 0.02  # seconds of all threads' work to have in hand: enough to hide a round trip, too little to hoard
 _MOST = 500  # of one subscription in hand, however fast its handler
 _WEIGHT = 0.2  # of the newest duration in the pace
+# A duration of fewer seconds may be that of waiting for Python's lock, while other threads had their turns: it counts
+# for so many times the pace at most, and a bit.
+_TURNS = 0.05
+_JUMP, _BIT = 8.0, 50e-6
 _STALLED = 1.0  # seconds in which a subscription with something waiting started nothing
 
 
@@ -48,7 +52,12 @@ class _Line:
 
     def note_pace(self, seconds: float) -> None:
         pace = self.pace
-        self.pace = seconds if pace is None else pace + _WEIGHT * (seconds - pace)
+        if pace is None:
+            self.pace = seconds
+        else:
+            if seconds < _TURNS and seconds > _JUMP * pace + _BIT:
+                seconds = _JUMP * pace + _BIT
+            self.pace = pace + _WEIGHT * (seconds - pace)
 
     @property
     def in_hand(self) -> int:
@@ -128,8 +137,8 @@ class Handover:
         except IndexError:  # others take, too
             return ()
         line.moved_at = monotonic()
+        self._running[id(delivery)] = delivery  # first: whoever looks meanwhile finds one at work
         self._running.pop(id(done), None)
-        self._running[id(delivery)] = delivery
         line.note_pace(seconds)
         return (delivery,)
 

@@ -11,11 +11,15 @@ import time
 from typing import Any
 
 from pubsub_core import FixedDelay, Message, PubSub, Retry
+from pubsub_redis import consumer
 from tests.chaos.clock import ShiftedClock
 
 _WORK = float(os.environ.get("CHAOS_WORK", "0.005"))
 _LOG = os.open(os.environ["CHAOS_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
+
+if "CHAOS_BRISK" in os.environ:  # read ahead, however slow the machine is
+    consumer._BRISK = float(os.environ["CHAOS_BRISK"])
 
 pubsub = PubSub(clock=ShiftedClock(float(os.environ.get("CHAOS_CLOCK_SHIFT", "0"))))
 
@@ -33,7 +37,8 @@ def handle(message: Message[Any]) -> None:
     if message.payload["do"] == "hang once" and message.attempt == 1:
         time.sleep(3600)
     misbehave(message.payload["do"])
-    time.sleep(_WORK)
+    if _WORK:
+        time.sleep(_WORK)
     note("end", message)
 
 

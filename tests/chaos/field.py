@@ -22,12 +22,13 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from pubsub_core import PublishUncertain, PubSub, PubSubError
+from pubsub_core import PublishUncertain, PubSub, PubSubError, SubscriptionKey
 from tests.servers import RealServer
 
 HERE = Path(__file__).parent
 HEARTBEAT = 0.4
 DEFAULT_HEARTBEAT = 2.0
+_BYTES_OF_A_RUN = 155  # in the log
 _NOISE = 0.5  # seconds; a short heartbeat scales the promise down, and not what a busy machine adds to it
 
 
@@ -194,6 +195,18 @@ class Field:
         assert all(ids)
         return [one for one in ids if one]
 
+    def publish_backlog(self, count: int) -> None:
+        """Publish so many in batches, all of which must be acknowledged; none is handled before all are there."""
+        pubsub, key = self.pubsub(), SubscriptionKey("orders", "billing")
+        pubsub.inspector.pause_group(key, is_paused=True)
+        for _ in range(count // 500):
+            began = time.time()
+            with pubsub.batch() as batch:
+                for _ in range(500):
+                    batch.publish("orders", {"do": "work"})
+            self.acknowledged.update(dict.fromkeys(batch.ids, began))
+        pubsub.inspector.pause_group(key, is_paused=False)
+
     def stop_producing(self) -> None:
         """End the producers."""
         self._stopping.set()
@@ -208,6 +221,11 @@ class Field:
         return str(self._directory / f"child-{number}")
 
     # What is seen from outside
+
+    @property
+    def handled(self) -> int:
+        """How many runs there were so far, more or less."""
+        return self._log.stat().st_size // _BYTES_OF_A_RUN
 
     def consumers(self) -> list[str]:
         """The names in the group, but for the one under which parked entries are kept."""
