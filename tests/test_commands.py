@@ -343,6 +343,19 @@ def test_lines_are_published_up_to_one_that_does_not_fit(shop: Shop):
     assert shop.pubsub.inspector.topic("orders").messages == 1201
 
 
+def test_a_byte_order_mark_is_passed_over_at_the_beginning_of_lines_and_nowhere_else(shop: Shop, tmp_path: Path):
+    file = tmp_path / "orders.jsonl"
+    file.write_bytes(b'\xef\xbb\xbf{"order_id": 1}\n{"order_id": 2}\n\xef\xbb\xbf{"order_id": 3}\n')
+
+    result = shop.result_with(2, "publish", "orders", "--file", str(file), "--lines")
+
+    assert "line 3 was not published" in result.stderr
+    assert "2 messages were published before" in result.stderr
+    assert [json.loads(one.payload)["order_id"] for one in shop.pubsub.inspector.peek("orders")] == [1, 2]
+    file.write_bytes(b"\xef\xbb\xbf\xef\xbb\xbf{}\n")
+    assert "line 1 was not" in shop.result_with(2, "publish", "orders", "--file", str(file), "--lines").stderr
+
+
 # Dead letters
 
 

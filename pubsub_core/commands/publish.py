@@ -1,6 +1,7 @@
 """`publish`: messages from an argument, a file, or lines of JSON."""
 
 import sys
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from itertools import islice
@@ -76,7 +77,7 @@ def _read(desk: Desk, topic: str, encoded: bytes, what: str) -> Any:
 def _publish_lines(desk: Desk, topic: str, file: IO[bytes], options: dict[str, Any]) -> None:
     """Publish line by line, many at a time; say on stderr how it goes, if that is a terminal."""
     count = sending = 0
-    lines = enumerate(file, 1)
+    lines = enumerate(_without_mark(file), 1)
     try:
         with _bar(_size(file)) as bar:
             while some := list(islice(lines, _BATCH)):
@@ -118,6 +119,14 @@ def _add(desk: Desk, batch: Any, topic: str, lines: Iterable[tuple[int, bytes]],
         except (Misused, ValidationError) as error:
             return str(error)
     return None
+
+
+def _without_mark(file: IO[bytes]) -> Iterator[bytes]:
+    """Return the lines without the byte order mark that some programs begin UTF-8 with."""
+    for first in file:
+        yield first.removeprefix(BOM_UTF8)
+        break
+    yield from file
 
 
 def _not_blank(lines: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
