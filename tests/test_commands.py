@@ -226,6 +226,57 @@ def test_the_shell_completes_commands_and_options(typed: str, completed: str):
     assert completed in ended.stdout.splitlines()
 
 
+# Where the answer goes
+
+PROGRAMS = pytest.mark.parametrize(
+    "program", [["pubsub"], ["flask", "--app", "tests.apps.operated_site", "pubsub"]], ids=["pubsub", "flask pubsub"]
+)
+
+
+@PROGRAMS
+@pytest.mark.parametrize("words", ["status", "groups --json", "--help", "dead --help"])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_answer_that_cannot_be_written_is_told_in_a_line(
+    shop: Shop, program: list[str], words: str, unbuffered: str
+):
+    with open("/dev/full", "wb") as full:
+        ended = subprocess.run(
+            [Path(sys.executable).parent / program[0], *program[1:], *words.split()],
+            check=False, stdout=full, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )  # fmt: skip
+    assert ended.returncode == 1
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("Error: the answer could not be written to stdout: No space left on device. ")
+
+
+@PROGRAMS
+@pytest.mark.parametrize("words", ["status", "groups --json", "--help", "tail orders --follow"])
+def test_an_answer_that_nobody_reads_any_more_ends_the_command_without_a_word(
+    shop: Shop, program: list[str], words: str
+):
+    shop.pubsub.publish("orders", {"order_id": 1})
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as closed:
+        ended = subprocess.run(
+            [Path(sys.executable).parent / program[0], *program[1:], *words.split()],
+            check=False, stdout=closed, stderr=subprocess.PIPE, text=True, timeout=WITHIN,
+        )  # fmt: skip
+    assert (ended.returncode, ended.stderr) == (141, "")
+
+
+def test_an_error_of_the_application_is_not_taken_for_one_of_the_output(shop: Shop, tmp_path: Path):
+    (tmp_path / "broken_app.py").write_text("raise OSError(28, 'No space left on device')\n")
+    ended = subprocess.run(
+        [Path(sys.executable).parent / "pubsub", "status", "--app", "broken_app"],
+        check=False, cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert ended.returncode == 1
+    assert "broken_app.py" in ended.stderr
+    assert "could not be written" not in ended.stderr
+
+
 # Looking
 
 
