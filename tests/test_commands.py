@@ -363,6 +363,60 @@ def test_tail_shows_the_newest_messages_and_follows(shop: Shop):
     assert "is no moment" in shop.result_with(2, "tail", "orders", "--since", "soon").stderr
 
 
+def rewritten(shop: Shop, key: str) -> str:
+    """Have somebody else write a key of the namespace, as no broker does; return its name."""
+    name = f"{shop.pubsub.settings.namespace}:{key}"
+    with Redis.from_url(shop.pubsub.settings.url) as client:
+        client.delete(name)
+        client.lpush(name, "not ours")
+    return name
+
+
+@pytest.mark.parametrize(
+    ("key", "kind", "commands"),
+    [
+        ("{orders}", "stream", ["status", "topics", "groups", "groups orders", "workers"]),
+        ("{orders}:delayed", "zset", ["status", "topics"]),
+        ("{orders}:dropped", "string", ["status", "topics", "groups"]),
+        ("{orders}:dead:billing", "stream", ["status", "groups"]),
+        ("{yearly}:schedule", "hash", ["status", "schedules list"]),
+    ],
+)
+def test_a_key_that_somebody_else_wrote_is_named_and_the_rest_is_shown(
+    shop: Shop, key: str, kind: str, commands: list[str]
+):
+    with Worker(shop.pubsub, threads=1):  # which names the schedules
+        until(shop.pubsub.inspector.schedules)
+    name = rewritten(shop, key)
+    for words in commands:
+        result = shop.result_with(1, *words.split())
+        assert f"Key {name!r} is of type list, not {kind}" in result.output, words
+        assert "RENAME" in result.output, words
+        if words not in ("workers", "groups orders", "schedules list"):
+            assert any(line.startswith("yearly") for line in result.stdout.splitlines()), words
+        json.loads(shop.result_with(1, *words.split(), "--json").stdout)
+    findings = shop.json("doctor", code=6)
+    assert any(name in one["what"] for one in findings if one["name"] == "cannot be looked at")
+    if kind != "hash":
+        assert any("'yearly'" in one["what"] for one in findings if one["name"] == "no workers")
+
+
+@pytest.mark.parametrize("key", ["topics", "paused", "schedules"])
+def test_a_key_that_all_topics_share_is_named_if_somebody_else_wrote_it(shop: Shop, key: str):
+    shop.work()
+    name = rewritten(shop, key)
+    for words in ("status", "groups"):
+        assert f"Key {name!r} is of type list, not " in shop.result_with(1, words).output
+
+
+def test_a_message_is_found_past_a_topic_whose_key_somebody_else_wrote(shop: Shop):
+    shop.work()
+    other = shop.pubsub.publish("yearly", {})
+    name = rewritten(shop, "{orders}")
+    assert shop.json("show", other)["topic"] == "yearly"
+    assert name in shop.result_with(1, "show", str(uuid.uuid4())).stderr
+
+
 # Publishing
 
 

@@ -3,10 +3,10 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime, timedelta
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import click
 
@@ -17,6 +17,7 @@ from pubsub_core.errors import (
     CodecError,
     ConfigurationError,
     PubSubError,
+    StreamConflict,
     ValidationError,
 )
 from pubsub_core.message import SubscriptionKey
@@ -35,6 +36,9 @@ Exit codes:
   4  there is no such thing
   130  interrupted (Ctrl-C)
 """
+
+
+T = TypeVar("T")
 
 
 class Refused(click.ClickException):
@@ -98,6 +102,17 @@ class Desk:
     def topics(self) -> list[str]:
         """Return the topics that the application declares, and those that workers consumed."""
         return sorted({one.name for one in self.pubsub.topics} | set(self.inspector.topics()))
+
+    def each(self, topics: Iterable[str], look: Callable[[str], T]) -> tuple[list[T], dict[str, str]]:
+        """Return what `look` returns for each topic, and by topic why others could not be looked at."""
+        found: list[T] = []
+        conflicts: dict[str, str] = {}
+        for topic in topics:
+            try:
+                found.append(look(topic))
+            except StreamConflict as error:
+                conflicts[topic] = f"{topic} could not be looked at: {error}"
+        return found, conflicts
 
     def handlers(self) -> dict[SubscriptionKey, str]:
         """Return the names of the application's handlers."""
@@ -208,6 +223,15 @@ def _application(door: Door, app: str | None, url: str | None) -> tuple[PubSub, 
             "which broker? Name the application (--app shop:app, or PUBSUB_APP), or the broker (--url, or PUBSUB_URL)"
         )
     return PubSub(), False
+
+
+def tell(remarks: Iterable[str]) -> int:
+    """Write what is missing from an answer to stderr; return the code to end with."""
+    code = OK
+    for remark in remarks:
+        click.echo(f"! {remark}", err=True)
+        code = REFUSED
+    return code
 
 
 # Parameters that several commands have
