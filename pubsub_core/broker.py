@@ -534,6 +534,14 @@ class Searchable(Protocol):
         """Return what is left over. Bounded: some seconds at most. Raises NotPermitted if the user may not look."""
 
 
+@runtime_checkable
+class ListsPauses(Protocol):
+    """A broker that knows what is paused, whether the group is there or not. Optional."""
+
+    def paused_groups(self) -> Sequence[SubscriptionKey]:
+        """Return the groups that are paused, by topic and name: those too that no consumer has made yet."""
+
+
 class Backend(Protocol):
     """What an entry point of the group `pubsub.backends` is: called with a URL of its scheme, it makes a broker.
 

@@ -6,7 +6,17 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from time import monotonic
 
-from pubsub_core.broker import USUAL, Examinable, Finding, GroupState, Inspector, Searchable, Severity, TopicState
+from pubsub_core.broker import (
+    USUAL,
+    Examinable,
+    Finding,
+    GroupState,
+    Inspector,
+    ListsPauses,
+    Searchable,
+    Severity,
+    TopicState,
+)
 from pubsub_core.errors import BrokerError, BrokerUnavailable, NotPermitted, StreamConflict
 from pubsub_core.message import SubscriptionKey
 from pubsub_core.pubsub import PubSub
@@ -131,12 +141,13 @@ def _topics(pubsub: PubSub, inspector: Inspector) -> Iterator[Finding]:
     declared = {one.name for one in pubsub.topics}
     named = inspector.topics()
     seen: set[SubscriptionKey] = set()
+    unknown: set[str] = set()
     for topic in sorted(declared | {*named}):
         try:
             states, growth = inspector.groups(topic), [*_growth(pubsub, inspector, topic)]
         except StreamConflict as error:
             yield _no_look(f"topic {topic!r} could not be looked at", error, pubsub.settings.namespace)
-            seen |= {key for key in subscriptions if key.topic == topic}
+            unknown.add(topic)
             continue
         seen |= {one.key for one in states}
         if topic in named and not states and not any(one.key.topic == topic for one in inspector.schedules()):
@@ -151,6 +162,8 @@ def _topics(pubsub: PubSub, inspector: Inspector) -> Iterator[Finding]:
             yield from _group(pubsub, state, subscriptions, inspector)
         yield from growth
     for key in sorted(subscriptions - seen):
+        if key.topic in unknown:
+            continue
         yield Finding(
             "note",
             "never consumed",
@@ -158,6 +171,16 @@ def _topics(pubsub: PubSub, inspector: Inspector) -> Iterator[Finding]:
             "its handler was never called",
             "start a worker: pubsub worker",
         )
+
+    for key in inspector.paused_groups() if isinstance(inspector, ListsPauses) else ():
+        if key not in seen and key.topic not in unknown:
+            yield Finding(
+                "warning",
+                "paused",
+                f"{_shown(key)} is paused, and no worker has made it yet",
+                "when one does, nothing of it is handled until it is resumed",
+                f"resume {key.topic} --group {key.group}",
+            )
 
 
 def _schedules(inspector: Inspector) -> Sequence[Finding]:

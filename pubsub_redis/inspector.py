@@ -255,6 +255,11 @@ class RedisInspector:
             )
         return sorted(states, key=lambda state: state.key.group)
 
+    def paused_groups(self) -> Sequence[SubscriptionKey]:
+        """Return the groups that are paused. See the seam."""
+        with self._naming_conflicts({paused_key(self.options.namespace): "hash"}):
+            return sorted(self._paused())
+
     def _paused(self) -> set[SubscriptionKey]:
         index = paused_key(self.options.namespace)
         names = self.call(index, ("HGETALL", index), "looking for pauses")[::2]

@@ -516,6 +516,29 @@ def test_a_topic_that_is_misspelt_is_told(shop: Shop, words: str):
     shop.run(*words.split(), "misspelt")
 
 
+@pytest.mark.parametrize("backend", ["redis", "memory"])
+def test_a_pause_that_comes_before_its_group_is_shown(shop: Shop, monkeypatch: pytest.MonkeyPatch, backend: str):
+    if backend == "memory":
+        monkeypatch.setenv("PUBSUB_URL", f"memory://{uuid.uuid4().hex}")
+    held = PubSub()  # what is in memory is gone with the last who has it
+    held.inspector.topics()
+    remark = "orders / billing is paused, and no worker has made the group yet: the pause holds when one does. "
+    assert "is paused: no worker has made it yet" in shop.run("pause", "orders")
+
+    assert shop.json("status")["remarks"] == [f"{remark}To go on: resume orders --group billing"]
+    assert f"! {remark}" in shop.result_with(0, "groups").stderr
+    assert f"! {remark}" in shop.result_with(0, "groups", "orders", "--json").stderr
+    assert "is paused" not in shop.result_with(0, "groups", "yearly").stderr
+    findings = json.loads(shop.result("doctor", "--json").stdout)
+    assert [one["what"] for one in findings if one["name"] == "paused"] == [
+        "group 'billing' of topic 'orders' is paused, and no worker has made it yet"
+    ]
+    monkeypatch.delenv("PUBSUB_APP")
+    shop.run("resume", "orders", "--group", "billing")  # who paused it may be without the application
+    assert shop.json("status")["remarks"] == []
+    held.close()
+
+
 def test_a_group_is_moved_after_a_question(shop: Shop):
     shop.pubsub.publish("orders", {"order_id": 2})
     shop.work()

@@ -3,14 +3,14 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime, timedelta
 from typing import IO, Any, TypeVar
 
 import click
 
-from pubsub_core.broker import Count, GroupState, Inspector
+from pubsub_core.broker import Count, GroupState, Inspector, ListsPauses
 from pubsub_core.commands import Door, json_option
 from pubsub_core.errors import (
     BrokerUnavailable,
@@ -143,9 +143,34 @@ class Desk:
         return states[key]
 
     def check(self, key: SubscriptionKey) -> None:
-        """Raise NotFound if no worker has made a group, nor the application subscribes as one, of that name."""
-        if key not in self.handlers():
+        """Raise NotFound if no worker has made a group of that name, nor the application subscribes or it is paused."""
+        if key not in self.handlers() and key not in self.pauses()[0]:
             self.state(key)
+
+    def pauses(self) -> tuple[Sequence[SubscriptionKey], dict[str, str]]:
+        """Return what is paused, groups too that are not made yet, as far as the broker can tell; else why not."""
+        broker = self.inspector
+        if not isinstance(broker, ListsPauses):
+            return (), {}
+        found, conflicts = self.each(["pauses"], lambda _: broker.paused_groups())
+        return found[0] if found else (), conflicts
+
+    def paused_ahead(
+        self, states: Iterable[GroupState], unknown: Container[str], topic: str | None = None
+    ) -> tuple[list[str], dict[str, str]]:
+        """Return what there is to say of groups, of a topic or of all, that are paused and not made yet.
+
+        `states` are those that are made; of the topics that are `unknown` it cannot be said. And why there is none.
+        """
+        paused, conflicts = self.pauses()
+        there = {one.key for one in states}
+        ahead = [one for one in paused if one not in there and one.topic not in unknown and topic in (None, one.topic)]
+        remarks = [
+            f"{one.topic} / {one.group} is paused, and no worker has made the group yet: the pause holds when one does."
+            f" To go on: resume {one.topic} --group {one.group}"
+            for one in ahead
+        ]
+        return remarks, conflicts
 
     def check_topic(self, topic: str) -> None:
         """Raise NotFound if nobody declares, consumes or publishes to a topic of that name."""

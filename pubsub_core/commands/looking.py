@@ -76,6 +76,9 @@ def groups(door: Door, *, takes_target: bool) -> click.Command:
         if topic and not rows and not conflicts:
             desk.check_topic(topic)
         desk.answer(rows, lambda: show_table(rows, "no group is known yet: a worker makes its groups", now))
+        remarks, more = desk.paused_ahead(states, conflicts, topic)
+        tell(remarks)
+        conflicts |= more
         return tell(conflicts.values())
 
     return command(

@@ -77,10 +77,13 @@ def _look(desk: Desk) -> tuple[dict[str, Any], Callable[[], None]]:
     topics, others = desk.each([name for name in names if name not in conflicts], desk.inspector.topic)
     schedules, more = schedule_rows(desk)
     conflicts |= others | more
+    ahead, unknown = desk.paused_ahead(states, conflicts)
+    conflicts |= unknown
     delayed = sum(one.delayed for one in topics)
     rows = [group_row(one) for one in states]
     remarks = [*conflicts.values()]
     remarks += [remark for one in states for remark in _remarks(one)]
+    remarks += ahead
     remarks += _unheard(desk, topics, {one.key for one in states})
     facts = {
         "broker": masked(desk.pubsub.settings.url),
