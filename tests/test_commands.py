@@ -461,6 +461,46 @@ def test_a_byte_order_mark_is_passed_over_at_the_beginning_of_lines_and_nowhere_
     assert "line 1 was not" in shop.result_with(2, "publish", "orders", "--file", str(file), "--lines").stderr
 
 
+def test_a_topic_that_nobody_declares_or_reads_is_warned_of_and_published_to(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    warning = "Warning: the application does not declare topic 'ordres', and no group reads it: "  # codespell:ignore
+    one = shop.result_with(0, "publish", "ordres", "1")  # codespell:ignore
+    sys.modules.pop(APP)  # as another process has it, which did not publish yet
+    file = tmp_path / "numbers"
+    file.write_text("2\n3\n")
+    lines = shop.result_with(0, "publish", "ordres", "--file", str(file), "--lines", "--json")  # codespell:ignore
+    for result in (one, lines):
+        assert result.stderr.startswith(warning)
+        assert "Did you mean 'orders'?" in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+    assert shop.pubsub.inspector.peek("ordres")[0].id == one.stdout.strip()  # codespell:ignore
+    assert json.loads(lines.stdout) == {"count": 2}
+
+    assert (
+        shop.result_with(0, "publish", "orders", '{"order_id": 1}').stderr == ""
+    )  # nobody reads it, yet it is declared
+    shop.work()
+    monkeypatch.delenv("PUBSUB_APP")
+    assert shop.result_with(0, "publish", "orders", "{}").stderr == ""  # read, though nobody here declares it
+    misspelt = shop.result_with(0, "publish", "order", "{}").stderr
+    assert "nobody is known to consume topic 'order', and no group reads it" in misspelt
+    assert "Did you mean 'orders'?" in misspelt
+
+
+def test_who_may_only_publish_is_not_warned_nor_kept_from_it(shop: Shop, monkeypatch: pytest.MonkeyPatch):
+    user = f"user-{uuid.uuid4().hex}"
+    with Redis.from_url(shop.pubsub.settings.url) as client:
+        client.execute_command("ACL", "SETUSER", user, "on", ">pw", "~*", "&*", "+@all", "-smembers", "-xinfo")
+        monkeypatch.delenv("PUBSUB_APP")
+        url = shop.pubsub.settings.url.replace("redis://", f"redis://{user}:pw@")
+        assert shop.result_with(0, "publish", "order", "1", "--url", url).stderr == ""
+        client.execute_command("ACL", "SETUSER", user, "+xinfo")
+        told = shop.result_with(0, "publish", "order", "1", "--url", url).stderr
+        client.acl_deluser(user)
+    assert "no group reads it" in told
+
+
 # Dead letters
 
 
