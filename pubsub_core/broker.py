@@ -306,7 +306,8 @@ class GroupState:
     `consumers` are the processes that have it now. `oldest_unsettled` is when the oldest message was published that the
     group has not settled, None if there is none. `dropped` is how many messages of the topic were dropped to bound its
     backlog, ever. `lag` is what was not handed out yet, `parked` what waits for its retry, `dead` its dead letters.
-    While it `is_paused` its consumers ask for nothing.
+    While it `is_paused` its consumers ask for nothing. `passes_over_until` is None unless its place lies ahead of all
+    that is stored, and of now: then it sees nothing that is stored until that moment.
     """
 
     key: SubscriptionKey
@@ -318,6 +319,7 @@ class GroupState:
     parked: int = 0
     dead: int = 0
     is_paused: bool = False
+    passes_over_until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

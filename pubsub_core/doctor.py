@@ -259,6 +259,19 @@ def _group(
             "what is published will wait",
             f"start a worker, or if the group is not needed any more: remove-group {key.topic} {key.group}",
         )
+    until, start = state.passes_over_until, {one.key: one.start for one in pubsub.subscriptions()}.get(key)
+    if until is not None and not (isinstance(start, datetime) and until <= start):
+        yield Finding(
+            "error",
+            "ahead of its topic",
+            f"{_shown(key)} stands at {until}, ahead of all messages of the topic, as after XGROUP SETID or XSETID by "
+            "hand, or a clock that was wrong",
+            "what is published until then is passed over unseen: it does not show as waiting, and is removed as if it "
+            "were settled",
+            f"while it is paused or has no workers: seek {key.topic} latest --group {key.group}; or, to have what was "
+            f"passed over so far too, instead of latest a moment before that, as 2h: seek {key.topic} 2h --group "
+            f"{key.group}",
+        )
     if state.dead:
         yield Finding(
             "warning",

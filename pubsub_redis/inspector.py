@@ -59,6 +59,7 @@ _CLOCKS_DIFFER = 10_000  # ms
 _TRIM = 10_000  # entries in one command
 _KEYS = 1000  # in one SCAN
 _KEYS_IN_ALL = 200_000  # at most, to find what is left over
+_LAST_OF_ALL = f"{2**64 - 1}-{2**64 - 1}"  # behind which a server refuses to look
 _ENTRY_ID = re.compile(r"\d{1,15}-\d{1,20}")
 
 
@@ -226,7 +227,7 @@ class RedisInspector:
             name, last = one[b"name"].decode(), one[b"last-delivered-id"].decode()
             looks: list[Command] = [
                 ("XPENDING", keys.stream, name, "-", "+", 1),
-                ("XRANGE", keys.stream, f"({last}", "+", "COUNT", 1),
+                ("XRANGE", keys.stream, last if last == _LAST_OF_ALL else f"({last}", "+", "COUNT", 1),
                 ("XINFO", "CONSUMERS", keys.stream, name),
                 ("XLEN", keys.dead(name)),
             ]
@@ -251,9 +252,30 @@ class RedisInspector:
                     parked,
                     dead,
                     SubscriptionKey(topic, name) in paused,
+                    None if unread else self._passes_over_until(keys, last),
                 )
             )
         return sorted(states, key=lambda state: state.key.group)
+
+    def _passes_over_until(self, keys: TopicKeys, last: str) -> datetime | None:
+        """Return until when entries get ids before the place of a group, None if the next one comes behind it."""
+        milliseconds = _place(last)[0]
+        if milliseconds <= self.options.clock.time() * 1000:
+            return None
+        seconds, microseconds = self.call(keys.stream, ("TIME",), "looking at a group")
+        if milliseconds <= int(seconds) * 1000 + int(microseconds) // 1000:
+            return None
+        is_ahead = _place(last) > _place(self._last_id(keys))
+        return moment_at(milliseconds / 1000) if is_ahead else None
+
+    def _last_id(self, keys: TopicKeys) -> str:
+        """Return the last id that an entry had, deleted or not; where that may not be asked, of those that are kept."""
+        try:
+            facts = _facts(self.call(keys.stream, ("XINFO", "STREAM", keys.stream), "looking at a topic"))
+            return cast(str, facts[b"last-generated-id"].decode())
+        except (NotPermitted, Unsupported):
+            newest = self.call(keys.stream, ("XREVRANGE", keys.stream, "+", "-", "COUNT", 1), "looking at a topic")
+            return cast(str, newest[0][0].decode()) if newest else "0-0"
 
     def paused_groups(self) -> Sequence[SubscriptionKey]:
         """Return the groups that are paused. See the seam."""

@@ -141,6 +141,11 @@ def _remarks(one: GroupState) -> list[str]:
         remarks.append(f"{where}: {one.dead:,} dead letters. See: dead list {topic} --group {group}")
     if one.is_paused:
         remarks.append(f"{where} is paused; {one.lag} messages wait. To go on: resume {topic} --group {group}")
+    if one.passes_over_until is not None:
+        remarks.append(
+            f"{where} passes over what is published until {one.passes_over_until}: it stands ahead of all messages. "
+            f"To go on behind the newest: seek {topic} latest --group {group}"
+        )
     if waiting and not one.consumers:
         remarks.append(
             f"{where}: {one.lag} messages wait, and no worker consumes it. Start one, or: remove-group {topic} {group}"
