@@ -111,7 +111,8 @@ def test_an_operator_can_run_every_command(as_operator: Rights):
     command("schedules run yearly")
     command("pause orders")
     command("resume orders")
-    command("seek orders latest --yes")
+    for place in ("latest", "2h", "earliest", "latest"):
+        command(f"seek orders {place} --yes")
     command(f"cancel orders {later} --yes")
     command("dead replay orders --yes")
     command("dead discard orders --yes")
