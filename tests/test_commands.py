@@ -363,6 +363,20 @@ def test_tail_shows_the_newest_messages_and_follows(shop: Shop):
     assert "is no moment" in shop.result_with(2, "tail", "orders", "--since", "soon").stderr
 
 
+def test_who_may_not_ask_client_info_can_run_the_commands(shop: Shop, monkeypatch: pytest.MonkeyPatch):
+    shop.kill_letters(1)
+    user = f"user-{uuid.uuid4().hex}"
+    with Redis.from_url(shop.pubsub.settings.url) as client:
+        client.execute_command("ACL", "SETUSER", user, "on", ">pw", "~*", "&*", "+@all", "-client|info")
+        monkeypatch.setenv("PUBSUB_URL", shop.pubsub.settings.url.replace("redis://", f"redis://{user}:pw@"))
+        sys.modules.pop(APP)
+        for words in ("status", "topics", "groups", "workers", "lag orders", "tail orders", "dead list orders"):
+            shop.run(*words.split())
+        published = shop.run("publish", "orders", '{"order_id": 2}').strip()
+        assert published in shop.run("tail", "orders")
+        client.acl_deluser(user)
+
+
 def rewritten(shop: Shop, key: str) -> str:
     """Have somebody else write a key of the namespace, as no broker does; return its name."""
     name = f"{shop.pubsub.settings.namespace}:{key}"

@@ -164,6 +164,22 @@ def test_what_may_not_be_looked_at_is_a_warning(well_kept: RealServer):
     assert "ZSCORE" in rights.what
 
 
+@pytest.mark.parametrize("other", ["", "-acl"])
+def test_a_user_who_lacks_only_client_info_has_access(well_kept: RealServer, other: str):
+    user = f"user-{uuid.uuid4().hex}"
+    with Redis.from_url(well_kept.url) as client:
+        rules = [one for one in ("-client|info", other) if one]
+        client.execute_command("ACL", "SETUSER", user, "on", ">pw", "~*", "&*", "+@all", *rules)
+        findings = [*examine(made(well_kept.url.replace("redis://", f"redis://{user}:pw@")))]
+        client.acl_deluser(user)
+
+    (finding,) = [one for one in findings if one.name == "rights missing"]
+    assert finding.severity == "warning"
+    assert "may not run: CLIENT INFO" in finding.what
+    assert "+client|info" in finding.mend
+    assert "no access" not in {one.name for one in findings}
+
+
 def test_a_user_whom_the_server_lets_do_nothing_is_an_error(well_kept: RealServer):
     user = f"user-{uuid.uuid4().hex}"
     with Redis.from_url(well_kept.url) as client:
