@@ -18,14 +18,27 @@ GROUP = "pubsub.backends"
 ENCODE = "In a user's name and password, / ? # @ : [ ] are written as %2F %3F %23 %40 %3A %5B %5D"
 
 _USERINFO = re.compile(r"(?si)^((?:(?:[a-z][a-z0-9+.-]*:)?//)?+)(?!/).*@")
+_HOST = r"(?:[\w.-]+|\[[0-9a-f:.]+\])(?::\d*)?"
+_PAIR = r"[a-z_]\w*=[^&]*"
+_WITH_QUERY = re.compile(
+    rf"(?si)([a-z][a-z0-9+.-]*://(?:[^/?#]*@)?{_HOST}(?:,{_HOST})*(?:/[^?#@]*)?)"
+    rf"\?(?!.*@[\w.-]*(?::\d|/\d*$))({_PAIR}(?:&{_PAIR})*)"
+)
+_WITH_AT = re.compile(r"(=)[^=&]*@[^&]*")
 _QUERY_SECRET = re.compile(r"(?i)((?:pas|pwd|user|secret|token|auth|cred)[^=&]*=)[^&]*")
 
 
 def masked(url: str) -> str:
     """Return the URL fit to be shown: the user's name and password are replaced by `***`.
 
-    All up to the last `@` is taken for them: a password may have a `/`, `?` or `#` that was not percent-encoded.
+    All up to the last `@` is taken for them: a password may have a `/`, `?` or `#` that was not percent-encoded. Only
+    where a host and pairs of a query stand before that `@`, and no second host behind it, it belongs to a value. The
+    host is shown then, and that value is masked too.
     """
+    found = _WITH_QUERY.fullmatch(url)
+    if found is not None:
+        place, query = _USERINFO.sub(r"\1***@", found[1]), _WITH_AT.sub(r"\1***", found[2])
+        return place + "?" + _QUERY_SECRET.sub(r"\1***", query)
     return _QUERY_SECRET.sub(r"\1***", _USERINFO.sub(r"\1***@", url))
 
 

@@ -306,7 +306,8 @@ class GroupState:
     `consumers` are the processes that have it now. `oldest_unsettled` is when the oldest message was published that the
     group has not settled, None if there is none. `dropped` is how many messages of the topic were dropped to bound its
     backlog, ever. `lag` is what was not handed out yet, `parked` what waits for its retry, `dead` its dead letters.
-    While it `is_paused` its consumers ask for nothing.
+    While it `is_paused` its consumers ask for nothing. `passes_over_until` is None unless its place lies ahead of all
+    that is stored, and of now: then it sees nothing that is stored until that moment.
     """
 
     key: SubscriptionKey
@@ -318,6 +319,7 @@ class GroupState:
     parked: int = 0
     dead: int = 0
     is_paused: bool = False
+    passes_over_until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -532,6 +534,14 @@ class Searchable(Protocol):
 
     def leftovers(self) -> Leftovers:
         """Return what is left over. Bounded: some seconds at most. Raises NotPermitted if the user may not look."""
+
+
+@runtime_checkable
+class ListsPauses(Protocol):
+    """A broker that knows what is paused, whether the group is there or not. Optional."""
+
+    def paused_groups(self) -> Sequence[SubscriptionKey]:
+        """Return the groups that are paused, by topic and name: those too that no consumer has made yet."""
 
 
 class Backend(Protocol):

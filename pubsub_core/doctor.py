@@ -2,11 +2,22 @@
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from time import monotonic
 
-from pubsub_core.broker import USUAL, Examinable, Finding, GroupState, Inspector, Searchable, Severity, TopicState
-from pubsub_core.errors import BrokerError, BrokerUnavailable, NotPermitted
+from pubsub_core.broker import (
+    USUAL,
+    Examinable,
+    Finding,
+    GroupState,
+    Inspector,
+    ListsPauses,
+    Searchable,
+    Severity,
+    TopicState,
+)
+from pubsub_core.errors import BrokerError, BrokerUnavailable, NotPermitted, StreamConflict
 from pubsub_core.message import SubscriptionKey
 from pubsub_core.pubsub import PubSub
 
@@ -39,6 +50,7 @@ def examine(pubsub: PubSub) -> Sequence[Finding]:
     if isinstance(broker, Inspector):
         looks.append(("what waits", lambda: _growing(pubsub, broker)))
         looks.append(("topics and groups", lambda: _topics(pubsub, broker)))
+        looks.append(("schedules", lambda: _schedules(broker)))
     refusals: list[NotPermitted] = []
     try:
         for what, look in looks:
@@ -96,17 +108,19 @@ def _looked_at(
     except BrokerUnavailable:
         raise
     except BrokerError as error:
-        findings.append(
-            Finding(
-                "error",
-                "cannot be looked at",
-                f"{what} could not be looked at, or not wholly: {error}",
-                "what is wrong there is not found, and publishing or consuming may fail for the same reason",
-                "see that PUBSUB_URL names a Redis or Valkey (the command `config`), and that nobody else writes to "
-                f"keys of the namespace {namespace!r}",
-            )
-        )
+        findings.append(_no_look(f"{what} could not be looked at, or not wholly", error, namespace))
     return findings
+
+
+def _no_look(what: str, error: BrokerError, namespace: str) -> Finding:
+    return Finding(
+        "error",
+        "cannot be looked at",
+        f"{what}: {error}",
+        "what is wrong there is not found, and publishing or consuming may fail for the same reason",
+        "see that PUBSUB_URL names a Redis or Valkey (the command `config`), and that nobody else writes to "
+        f"keys of the namespace {namespace!r}",
+    )
 
 
 def _clock(pubsub: PubSub) -> Iterator[Finding]:
@@ -127,8 +141,14 @@ def _topics(pubsub: PubSub, inspector: Inspector) -> Iterator[Finding]:
     declared = {one.name for one in pubsub.topics}
     named = inspector.topics()
     seen: set[SubscriptionKey] = set()
+    unknown: set[str] = set()
     for topic in sorted(declared | {*named}):
-        states = inspector.groups(topic)
+        try:
+            states, growth = inspector.groups(topic), [*_growth(pubsub, inspector, topic)]
+        except StreamConflict as error:
+            yield _no_look(f"topic {topic!r} could not be looked at", error, pubsub.settings.namespace)
+            unknown.add(topic)
+            continue
         seen |= {one.key for one in states}
         if topic in named and not states and not any(one.key.topic == topic for one in inspector.schedules()):
             yield Finding(
@@ -140,8 +160,10 @@ def _topics(pubsub: PubSub, inspector: Inspector) -> Iterator[Finding]:
             )
         for state in states:
             yield from _group(pubsub, state, subscriptions, inspector)
-        yield from _growth(pubsub, inspector, topic)
+        yield from growth
     for key in sorted(subscriptions - seen):
+        if key.topic in unknown:
+            continue
         yield Finding(
             "note",
             "never consumed",
@@ -149,6 +171,22 @@ def _topics(pubsub: PubSub, inspector: Inspector) -> Iterator[Finding]:
             "its handler was never called",
             "start a worker: pubsub worker",
         )
+
+    for key in inspector.paused_groups() if isinstance(inspector, ListsPauses) else ():
+        if key not in seen and key.topic not in unknown:
+            yield Finding(
+                "warning",
+                "paused",
+                f"{_shown(key)} is paused, and no worker has made it yet",
+                "when one does, nothing of it is handled until it is resumed",
+                f"resume {key.topic} --group {key.group}",
+            )
+
+
+def _schedules(inspector: Inspector) -> Sequence[Finding]:
+    """See that they can be looked at; nothing else can be wrong with them."""
+    inspector.schedules()
+    return ()
 
 
 def _leftovers(pubsub: PubSub, broker: Searchable) -> Iterator[Finding]:
@@ -220,6 +258,19 @@ def _group(
             f"nobody consumes {_shown(key)}; it has settled everything so far",
             "what is published will wait",
             f"start a worker, or if the group is not needed any more: remove-group {key.topic} {key.group}",
+        )
+    until, start = state.passes_over_until, {one.key: one.start for one in pubsub.subscriptions()}.get(key)
+    if until is not None and not (isinstance(start, datetime) and until <= start):
+        yield Finding(
+            "error",
+            "ahead of its topic",
+            f"{_shown(key)} stands at {until}, ahead of all messages of the topic, as after XGROUP SETID or XSETID by "
+            "hand, or a clock that was wrong",
+            "what is published until then is passed over unseen: it does not show as waiting, and is removed as if it "
+            "were settled",
+            f"while it is paused or has no workers: seek {key.topic} latest --group {key.group}; or, to have what was "
+            f"passed over so far too, instead of latest a moment before that, as 2h: seek {key.topic} 2h --group "
+            f"{key.group}",
         )
     if state.dead:
         yield Finding(
@@ -300,7 +351,10 @@ def _growth(pubsub: PubSub, inspector: Inspector, topic: str) -> Iterator[Findin
 def _backlogs(pubsub: PubSub, inspector: Inspector) -> Mapping[SubscriptionKey, int]:
     """Return how much waits for groups that have workers, where it is much."""
     topics = {one.name for one in pubsub.topics} | {*inspector.topics()}
-    states = [state for topic in topics for state in inspector.groups(topic)]
+    states: list[GroupState] = []
+    for topic in topics:
+        with suppress(StreamConflict):  # which is found where the topics are looked at
+            states += inspector.groups(topic)
     return {
         one.key: one.lag.at_least
         for one in states

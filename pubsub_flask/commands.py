@@ -4,7 +4,7 @@ Flask imports this module on every call of `flask`, so it imports nothing but cl
 The app is not loaded here either: the worker's processes load it, each for itself.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -40,6 +40,20 @@ class _Commands(click.Group):
 
         own = {"dev": Entry("pubsub_flask.dev:dev", COMMANDS["dev"].short_help)}
         return Commands(_app_of_flask, takes_target=False, entries={**COMMANDS, **own})
+
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
+        """Read the command line."""
+        from pubsub_core.commands import answering
+
+        with answering():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that it names."""
+        from pubsub_core.commands import answering
+
+        with answering():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return their names."""

@@ -68,12 +68,19 @@ class MemoryInspector:
     def topics(self) -> Sequence[str]:
         """Return the topics that groups, messages or schedules are known of. See the seam."""
         with self._store.lock:
-            prefix = f"{self._options.namespace}:"
-            others = {one.stream: topic for topic, one in self._options.topics.items() if one.stream is not None}
-            streams = [name for name, log in self._store.logs.items() if log.groups or log.end > 1 or log.delayed]
-            named = {others.get(name) or name.removeprefix(prefix) for name in streams if name.startswith(prefix)}
-            named |= {others[name] for name in streams if name in others}
+            named = {topic for topic, log in self._logs() if log.groups or log.end > 1 or log.delayed}
             return sorted(named | {key.topic for key in self._schedules})
+
+    def _logs(self) -> list[tuple[str, Log]]:
+        """Return the logs of the namespace, each by its topic."""
+        prefix = f"{self._options.namespace}:"
+        others = {one.stream: topic for topic, one in self._options.topics.items() if one.stream is not None}
+        named = [(others.get(name), name, log) for name, log in self._store.logs.items()]
+        return [
+            (other or name.removeprefix(prefix), log)
+            for other, name, log in named
+            if other is not None or name.startswith(prefix)
+        ]
 
     def topic(self, topic: str) -> TopicState:
         """Return how a topic stands. See the seam."""
@@ -168,6 +175,11 @@ class MemoryInspector:
             else:
                 paused.discard(key.group)
             self._store.ring()
+
+    def paused_groups(self) -> Sequence[SubscriptionKey]:
+        """Return the groups that are paused. See the seam."""
+        with self._store.lock:
+            return sorted(SubscriptionKey(topic, name) for topic, log in self._logs() for name in log.paused)
 
     def seek(self, key: SubscriptionKey, to: Start | str, *, force: bool = False) -> None:
         """Have a group go on reading elsewhere. See the seam."""

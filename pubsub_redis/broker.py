@@ -244,7 +244,7 @@ class RedisBroker(RedisInspector):
         if self.may_kill is None:
             (reply,) = link.ask([("CLIENT", "KILL", "ID", 0)])  # no connection has this id
             error = translated(reply, "") if isinstance(reply, Exception) else None
-            self.may_kill = not isinstance(error, _CANNOT)
+            self.may_kill = bool(link.address) and not isinstance(error, _CANNOT)
 
     def remember_unfenced(self, sent: Iterable[_Sent]) -> None:
         """Note connections on which something may still be carried out."""
@@ -587,6 +587,10 @@ class _Publish:
             _, client_id, address = one
             kill = ("CLIENT", "KILL", "ID", client_id, "ADDR", address)
             try:
+                if not address:
+                    raise NotPermitted(
+                        "fencing off a broken connection: its address is not known, as the user may not run CLIENT INFO"
+                    )
                 checked(link.ask([kill])[0], f"fencing off a broken connection to {self._broker.shown_url}")
             except _CANNOT as error:
                 self._broker.may_kill = False

@@ -191,6 +191,7 @@ _COMMANDS = (
 _OPTIONAL: Mapping[str, str] = {
     "MULTI": "a batch is sent as single commands",
     "EXEC": "a batch is sent as single commands",
+    "CLIENT INFO": "each publish goes through a script, which takes a little longer",
     "CLIENT KILL": "each publish goes through a script, which takes a little longer",
     "PUBLISH": "retries and pauses come later, as workers only look from time to time",
     "SUBSCRIBE": "retries and pauses come later, as workers only look from time to time",

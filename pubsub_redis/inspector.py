@@ -8,7 +8,7 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, cast
@@ -31,14 +31,22 @@ from pubsub_core.broker import (
     TopicState,
 )
 from pubsub_core.clock import moment_at
-from pubsub_core.errors import BrokerError, ConsumersPresent, NotPermitted, Unsupported
+from pubsub_core.errors import BrokerError, ConsumersPresent, NotPermitted, StreamConflict, Unsupported
 from pubsub_core.ids import published_at
 from pubsub_core.message import Message, SubscriptionKey
 from pubsub_redis.consumer import start_id
 from pubsub_redis.entry import entry_fields, read_delayed, read_entry, read_letter, stored_at
 from pubsub_redis.examiner import RedisExaminer
 from pubsub_redis.faults import is_missing_group
-from pubsub_redis.keys import PARKED, TopicKeys, control_channel, paused_key, topics_key, worker_key
+from pubsub_redis.keys import (
+    PARKED,
+    TopicKeys,
+    control_channel,
+    paused_key,
+    schedules_key,
+    topics_key,
+    worker_key,
+)
 from pubsub_redis.link import Command, script_call
 from pubsub_redis.servers import Servers
 
@@ -51,6 +59,7 @@ _CLOCKS_DIFFER = 10_000  # ms
 _TRIM = 10_000  # entries in one command
 _KEYS = 1000  # in one SCAN
 _KEYS_IN_ALL = 200_000  # at most, to find what is left over
+_LAST_OF_ALL = f"{2**64 - 1}-{2**64 - 1}"  # behind which a server refuses to look
 _ENTRY_ID = re.compile(r"\d{1,15}-\d{1,20}")
 
 
@@ -148,8 +157,31 @@ class RedisInspector:
     def topics(self) -> Sequence[str]:
         """Return the topics that workers consumed, or schedules publish to. See the seam."""
         key = topics_key(self.options.namespace)
-        named = {name.decode() for name in self.call(key, ("SMEMBERS", key), "listing topics")}
-        return sorted(named | {one.topic for one in self.known_schedules()})
+        with self._naming_conflicts({key: "set", schedules_key(self.options.namespace): "hash"}):
+            named = {name.decode() for name in self.call(key, ("SMEMBERS", key), "listing topics")}
+            return sorted(named | {one.topic for one in self.known_schedules()})
+
+    @contextlib.contextmanager
+    def _naming_conflicts(self, kinds: Mapping[str, str]) -> Iterator[None]:
+        """Have the error about a key of another type name it, which the server's does not.
+
+        `kinds` are the keys that are looked at inside, each with the type that it should have.
+        """
+        try:
+            yield
+        except StreamConflict as error:
+            raise StreamConflict(f"{error}. {self._conflict(kinds)}") from error
+
+    def _conflict(self, kinds: Mapping[str, str]) -> str:
+        move = "See what it is, and RENAME it out of the namespace, or DEL it"
+        try:
+            for key, kind in kinds.items():
+                found = self.call(key, ("TYPE", key), "looking for a key of another type").decode()
+                if found not in ("none", kind):
+                    return f"Key {key!r} is of type {found}, not {kind}: somebody else wrote it. {move}"
+        except NotPermitted:
+            return f"It is one of these (a user with +type is told which): {', '.join(map(repr, kinds))}. {move}"
+        return "It has gone meanwhile, so try again"
 
     def topic(self, topic: str) -> TopicState:
         """Return how a topic stands. See the seam."""
@@ -161,7 +193,8 @@ class RedisInspector:
             ("ZCARD", keys.delayed),
             ("GET", keys.dropped),
         ]
-        length, first, last, delayed, dropped = self.call_all(keys.stream, commands, "looking at a topic")
+        with self._naming_conflicts({keys.stream: "stream", keys.delayed: "zset", keys.dropped: "string"}):
+            length, first, last, delayed, dropped = self.call_all(keys.stream, commands, "looking at a topic")
         oldest, newest = (stored_at(page[0][0].decode()) if page else None for page in (first, last))
         return TopicState(
             topic, length, oldest, newest, len(self._group_facts(keys)), delayed, int(dropped or 0), self._memory(keys)
@@ -179,6 +212,12 @@ class RedisInspector:
         facts = self._group_facts(keys)
         if not facts:
             return ()
+        kinds = {paused_key(self.options.namespace): "hash", keys.dropped: "string"}
+        kinds |= {keys.dead(one[b"name"].decode()): "stream" for one in facts}
+        with self._naming_conflicts(kinds):
+            return self._group_states(topic, keys, facts)
+
+    def _group_states(self, topic: str, keys: TopicKeys, facts: Sequence[dict[bytes, Any]]) -> Sequence[GroupState]:
         shared: list[Command] = [("GET", keys.dropped), ("XLEN", keys.stream)]
         shared.append(("XRANGE", keys.stream, "-", "+", "COUNT", 1))
         dropped, length, first = self.call_all(keys.stream, shared, "looking at a topic")
@@ -188,7 +227,7 @@ class RedisInspector:
             name, last = one[b"name"].decode(), one[b"last-delivered-id"].decode()
             looks: list[Command] = [
                 ("XPENDING", keys.stream, name, "-", "+", 1),
-                ("XRANGE", keys.stream, f"({last}", "+", "COUNT", 1),
+                ("XRANGE", keys.stream, last if last == _LAST_OF_ALL else f"({last}", "+", "COUNT", 1),
                 ("XINFO", "CONSUMERS", keys.stream, name),
                 ("XLEN", keys.dead(name)),
             ]
@@ -213,9 +252,35 @@ class RedisInspector:
                     parked,
                     dead,
                     SubscriptionKey(topic, name) in paused,
+                    None if unread else self._passes_over_until(keys, last),
                 )
             )
         return sorted(states, key=lambda state: state.key.group)
+
+    def _passes_over_until(self, keys: TopicKeys, last: str) -> datetime | None:
+        """Return until when entries get ids before the place of a group, None if the next one comes behind it."""
+        milliseconds = _place(last)[0]
+        if milliseconds <= self.options.clock.time() * 1000:
+            return None
+        seconds, microseconds = self.call(keys.stream, ("TIME",), "looking at a group")
+        if milliseconds <= int(seconds) * 1000 + int(microseconds) // 1000:
+            return None
+        is_ahead = _place(last) > _place(self._last_id(keys))
+        return moment_at(milliseconds / 1000) if is_ahead else None
+
+    def _last_id(self, keys: TopicKeys) -> str:
+        """Return the last id that an entry had, deleted or not; where that may not be asked, of those that are kept."""
+        try:
+            facts = _facts(self.call(keys.stream, ("XINFO", "STREAM", keys.stream), "looking at a topic"))
+            return cast(str, facts[b"last-generated-id"].decode())
+        except (NotPermitted, Unsupported):
+            newest = self.call(keys.stream, ("XREVRANGE", keys.stream, "+", "-", "COUNT", 1), "looking at a topic")
+            return cast(str, newest[0][0].decode()) if newest else "0-0"
+
+    def paused_groups(self) -> Sequence[SubscriptionKey]:
+        """Return the groups that are paused. See the seam."""
+        with self._naming_conflicts({paused_key(self.options.namespace): "hash"}):
+            return sorted(self._paused())
 
     def _paused(self) -> set[SubscriptionKey]:
         index = paused_key(self.options.namespace)
@@ -224,7 +289,8 @@ class RedisInspector:
 
     def _group_facts(self, keys: TopicKeys) -> list[dict[bytes, Any]]:
         try:
-            rows = self.call(keys.stream, ("XINFO", "GROUPS", keys.stream), "listing groups")
+            with self._naming_conflicts({keys.stream: "stream"}):
+                rows = self.call(keys.stream, ("XINFO", "GROUPS", keys.stream), "listing groups")
         except BrokerError as error:
             if is_missing_group(error.__cause__):
                 return []
@@ -505,7 +571,8 @@ class RedisInspector:
         states = []
         for key in sorted(self.known_schedules()):
             keys = self.keys(key.topic)
-            state = self.call(keys.stream, ("HGET", keys.schedules, key.name), "listing schedules")
+            with self._naming_conflicts({keys.schedules: "hash"}):
+                state = self.call(keys.stream, ("HGET", keys.schedules, key.name), "listing schedules")
             if state is not None:
                 last, _, paused, owner, spec = state.decode().split(" ", 4)
                 last_tick = datetime.fromtimestamp(int(last) / 1000, UTC)

@@ -71,7 +71,8 @@ def script_call(name: str, keys: Sequence[str], *arguments: str | bytes | int) -
 class Link:
     """A connection, used by one thread at a time; opened at first use. After an error it is closed, to be opened anew.
 
-    `client_id` and `address` are what the server knows it by: 0 and empty while it is closed.
+    `client_id` and `address` are what the server knows it by: 0 and empty while it is closed. The address stays empty
+    where the user may not ask CLIENT INFO: it cannot be killed then, for after a restart others have its id.
     """
 
     def __init__(self, connection: Any) -> None:
@@ -111,17 +112,26 @@ class Link:
             connection.connect()
             self.send([("CLIENT", "INFO"), ("PING",)])
             about, pong = self.read(), self.read()
-            for reply in (about, pong):
+            is_hidden = isinstance(about, theirs.NoPermissionError)
+            for reply in (pong,) if is_hidden else (about, pong):
                 if isinstance(reply, Exception):
                     raise reply
-            client_id, address = _CLIENT_ID.search(about), _ADDRESS.search(about)
-            if client_id is None or address is None:
-                raise theirs.InvalidResponse("CLIENT INFO names no id and addr: this is no Redis server")
-            self.client_id, self.address = int(client_id[1]), address[1]
+            self.client_id, self.address = (self._id_alone(about), b"") if is_hidden else _id_and_address(about)
             self._poll = _poll_of(self.fileno())
         except BaseException:
             self.close()
             raise
+
+    def _id_alone(self, refusal: Exception) -> int:
+        """Return the id, for a user who may not ask CLIENT INFO, as `refusal` says."""
+        self.send([("CLIENT", "ID")])
+        client_id = self.read()
+        if isinstance(client_id, int):
+            return client_id
+        raise theirs.NoPermissionError(
+            f"{refusal}. To know its own connection a user needs +client|info, or at least +client|id: "
+            "ACL SETUSER the user with +client|info"
+        )
 
     @property
     def _socket(self) -> Any:
@@ -238,6 +248,13 @@ class Link:
         self._poll = None
         self.confirms.clear()
         self._connection.disconnect()
+
+
+def _id_and_address(about: bytes) -> tuple[int, bytes]:
+    client_id, address = _CLIENT_ID.search(about), _ADDRESS.search(about)
+    if client_id is None or address is None:
+        raise theirs.InvalidResponse("CLIENT INFO names no id and addr: this is no Redis server")
+    return int(client_id[1]), address[1]
 
 
 def _poll_of(fileno: int) -> Callable[[int], Sequence[object]] | None:

@@ -226,6 +226,57 @@ def test_the_shell_completes_commands_and_options(typed: str, completed: str):
     assert completed in ended.stdout.splitlines()
 
 
+# Where the answer goes
+
+PROGRAMS = pytest.mark.parametrize(
+    "program", [["pubsub"], ["flask", "--app", "tests.apps.operated_site", "pubsub"]], ids=["pubsub", "flask pubsub"]
+)
+
+
+@PROGRAMS
+@pytest.mark.parametrize("words", ["status", "groups --json", "--help", "dead --help"])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_answer_that_cannot_be_written_is_told_in_a_line(
+    shop: Shop, program: list[str], words: str, unbuffered: str
+):
+    with open("/dev/full", "wb") as full:
+        ended = subprocess.run(
+            [Path(sys.executable).parent / program[0], *program[1:], *words.split()],
+            check=False, stdout=full, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )  # fmt: skip
+    assert ended.returncode == 1
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("Error: the answer could not be written to stdout: No space left on device. ")
+
+
+@PROGRAMS
+@pytest.mark.parametrize("words", ["status", "groups --json", "--help", "tail orders --follow"])
+def test_an_answer_that_nobody_reads_any_more_ends_the_command_without_a_word(
+    shop: Shop, program: list[str], words: str
+):
+    shop.pubsub.publish("orders", {"order_id": 1})
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as closed:
+        ended = subprocess.run(
+            [Path(sys.executable).parent / program[0], *program[1:], *words.split()],
+            check=False, stdout=closed, stderr=subprocess.PIPE, text=True, timeout=WITHIN,
+        )  # fmt: skip
+    assert (ended.returncode, ended.stderr) == (141, "")
+
+
+def test_an_error_of_the_application_is_not_taken_for_one_of_the_output(shop: Shop, tmp_path: Path):
+    (tmp_path / "broken_app.py").write_text("raise OSError(28, 'No space left on device')\n")
+    ended = subprocess.run(
+        [Path(sys.executable).parent / "pubsub", "status", "--app", "broken_app"],
+        check=False, cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert ended.returncode == 1
+    assert "broken_app.py" in ended.stderr
+    assert "could not be written" not in ended.stderr
+
+
 # Looking
 
 
@@ -312,6 +363,74 @@ def test_tail_shows_the_newest_messages_and_follows(shop: Shop):
     assert "is no moment" in shop.result_with(2, "tail", "orders", "--since", "soon").stderr
 
 
+def test_who_may_not_ask_client_info_can_run_the_commands(shop: Shop, monkeypatch: pytest.MonkeyPatch):
+    shop.kill_letters(1)
+    user = f"user-{uuid.uuid4().hex}"
+    with Redis.from_url(shop.pubsub.settings.url) as client:
+        client.execute_command("ACL", "SETUSER", user, "on", ">pw", "~*", "&*", "+@all", "-client|info")
+        monkeypatch.setenv("PUBSUB_URL", shop.pubsub.settings.url.replace("redis://", f"redis://{user}:pw@"))
+        sys.modules.pop(APP)
+        for words in ("status", "topics", "groups", "workers", "lag orders", "tail orders", "dead list orders"):
+            shop.run(*words.split())
+        published = shop.run("publish", "orders", '{"order_id": 2}').strip()
+        assert published in shop.run("tail", "orders")
+        client.acl_deluser(user)
+
+
+def rewritten(shop: Shop, key: str) -> str:
+    """Have somebody else write a key of the namespace, as no broker does; return its name."""
+    name = f"{shop.pubsub.settings.namespace}:{key}"
+    with Redis.from_url(shop.pubsub.settings.url) as client:
+        client.delete(name)
+        client.lpush(name, "not ours")
+    return name
+
+
+@pytest.mark.parametrize(
+    ("key", "kind", "commands"),
+    [
+        ("{orders}", "stream", ["status", "topics", "groups", "groups orders", "workers"]),
+        ("{orders}:delayed", "zset", ["status", "topics"]),
+        ("{orders}:dropped", "string", ["status", "topics", "groups"]),
+        ("{orders}:dead:billing", "stream", ["status", "groups"]),
+        ("{yearly}:schedule", "hash", ["status", "schedules list"]),
+    ],
+)
+def test_a_key_that_somebody_else_wrote_is_named_and_the_rest_is_shown(
+    shop: Shop, key: str, kind: str, commands: list[str]
+):
+    with Worker(shop.pubsub, threads=1):  # which names the schedules
+        until(shop.pubsub.inspector.schedules)
+    name = rewritten(shop, key)
+    for words in commands:
+        result = shop.result_with(1, *words.split())
+        assert f"Key {name!r} is of type list, not {kind}" in result.output, words
+        assert "RENAME" in result.output, words
+        if words not in ("workers", "groups orders", "schedules list"):
+            assert any(line.startswith("yearly") for line in result.stdout.splitlines()), words
+        json.loads(shop.result_with(1, *words.split(), "--json").stdout)
+    findings = shop.json("doctor", code=6)
+    assert any(name in one["what"] for one in findings if one["name"] == "cannot be looked at")
+    if kind != "hash":
+        assert any("'yearly'" in one["what"] for one in findings if one["name"] == "no workers")
+
+
+@pytest.mark.parametrize("key", ["topics", "paused", "schedules"])
+def test_a_key_that_all_topics_share_is_named_if_somebody_else_wrote_it(shop: Shop, key: str):
+    shop.work()
+    name = rewritten(shop, key)
+    for words in ("status", "groups"):
+        assert f"Key {name!r} is of type list, not " in shop.result_with(1, words).output
+
+
+def test_a_message_is_found_past_a_topic_whose_key_somebody_else_wrote(shop: Shop):
+    shop.work()
+    other = shop.pubsub.publish("yearly", {})
+    name = rewritten(shop, "{orders}")
+    assert shop.json("show", other)["topic"] == "yearly"
+    assert name in shop.result_with(1, "show", str(uuid.uuid4())).stderr
+
+
 # Publishing
 
 
@@ -341,6 +460,59 @@ def test_lines_are_published_up_to_one_that_does_not_fit(shop: Shop):
     assert "line 3 was not published" in result.stderr
     assert "1 messages were published before" in result.stderr
     assert shop.pubsub.inspector.topic("orders").messages == 1201
+
+
+def test_a_byte_order_mark_is_passed_over_at_the_beginning_of_lines_and_nowhere_else(shop: Shop, tmp_path: Path):
+    file = tmp_path / "orders.jsonl"
+    file.write_bytes(b'\xef\xbb\xbf{"order_id": 1}\n{"order_id": 2}\n\xef\xbb\xbf{"order_id": 3}\n')
+
+    result = shop.result_with(2, "publish", "orders", "--file", str(file), "--lines")
+
+    assert "line 3 was not published" in result.stderr
+    assert "2 messages were published before" in result.stderr
+    assert [json.loads(one.payload)["order_id"] for one in shop.pubsub.inspector.peek("orders")] == [1, 2]
+    file.write_bytes(b"\xef\xbb\xbf\xef\xbb\xbf{}\n")
+    assert "line 1 was not" in shop.result_with(2, "publish", "orders", "--file", str(file), "--lines").stderr
+
+
+def test_a_topic_that_nobody_declares_or_reads_is_warned_of_and_published_to(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    warning = "Warning: the application does not declare topic 'ordres', and no group reads it: "  # codespell:ignore
+    one = shop.result_with(0, "publish", "ordres", "1")  # codespell:ignore
+    sys.modules.pop(APP)  # as another process has it, which did not publish yet
+    file = tmp_path / "numbers"
+    file.write_text("2\n3\n")
+    lines = shop.result_with(0, "publish", "ordres", "--file", str(file), "--lines", "--json")  # codespell:ignore
+    for result in (one, lines):
+        assert result.stderr.startswith(warning)
+        assert "Did you mean 'orders'?" in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+    assert shop.pubsub.inspector.peek("ordres")[0].id == one.stdout.strip()  # codespell:ignore
+    assert json.loads(lines.stdout) == {"count": 2}
+
+    assert (
+        shop.result_with(0, "publish", "orders", '{"order_id": 1}').stderr == ""
+    )  # nobody reads it, yet it is declared
+    shop.work()
+    monkeypatch.delenv("PUBSUB_APP")
+    assert shop.result_with(0, "publish", "orders", "{}").stderr == ""  # read, though nobody here declares it
+    misspelt = shop.result_with(0, "publish", "order", "{}").stderr
+    assert "nobody is known to consume topic 'order', and no group reads it" in misspelt
+    assert "Did you mean 'orders'?" in misspelt
+
+
+def test_who_may_only_publish_is_not_warned_nor_kept_from_it(shop: Shop, monkeypatch: pytest.MonkeyPatch):
+    user = f"user-{uuid.uuid4().hex}"
+    with Redis.from_url(shop.pubsub.settings.url) as client:
+        client.execute_command("ACL", "SETUSER", user, "on", ">pw", "~*", "&*", "+@all", "-smembers", "-xinfo")
+        monkeypatch.delenv("PUBSUB_APP")
+        url = shop.pubsub.settings.url.replace("redis://", f"redis://{user}:pw@")
+        assert shop.result_with(0, "publish", "order", "1", "--url", url).stderr == ""
+        client.execute_command("ACL", "SETUSER", user, "+xinfo")
+        told = shop.result_with(0, "publish", "order", "1", "--url", url).stderr
+        client.acl_deluser(user)
+    assert "no group reads it" in told
 
 
 # Dead letters
@@ -396,6 +568,29 @@ def test_a_topic_that_is_misspelt_is_told(shop: Shop, words: str):
     assert "there is no topic 'order'. Did you mean 'orders'?" in shop.result_with(4, *words.split(), "order").stderr
     shop.pubsub.publish("misspelt", 1)
     shop.run(*words.split(), "misspelt")
+
+
+@pytest.mark.parametrize("backend", ["redis", "memory"])
+def test_a_pause_that_comes_before_its_group_is_shown(shop: Shop, monkeypatch: pytest.MonkeyPatch, backend: str):
+    if backend == "memory":
+        monkeypatch.setenv("PUBSUB_URL", f"memory://{uuid.uuid4().hex}")
+    held = PubSub()  # what is in memory is gone with the last who has it
+    held.inspector.topics()
+    remark = "orders / billing is paused, and no worker has made the group yet: the pause holds when one does. "
+    assert "is paused: no worker has made it yet" in shop.run("pause", "orders")
+
+    assert shop.json("status")["remarks"] == [f"{remark}To go on: resume orders --group billing"]
+    assert f"! {remark}" in shop.result_with(0, "groups").stderr
+    assert f"! {remark}" in shop.result_with(0, "groups", "orders", "--json").stderr
+    assert "is paused" not in shop.result_with(0, "groups", "yearly").stderr
+    findings = json.loads(shop.result("doctor", "--json").stdout)
+    assert [one["what"] for one in findings if one["name"] == "paused"] == [
+        "group 'billing' of topic 'orders' is paused, and no worker has made it yet"
+    ]
+    monkeypatch.delenv("PUBSUB_APP")
+    shop.run("resume", "orders", "--group", "billing")  # who paused it may be without the application
+    assert shop.json("status")["remarks"] == []
+    held.close()
 
 
 def test_a_group_is_moved_after_a_question(shop: Shop):

@@ -164,6 +164,22 @@ def test_what_may_not_be_looked_at_is_a_warning(well_kept: RealServer):
     assert "ZSCORE" in rights.what
 
 
+@pytest.mark.parametrize("other", ["", "-acl"])
+def test_a_user_who_lacks_only_client_info_has_access(well_kept: RealServer, other: str):
+    user = f"user-{uuid.uuid4().hex}"
+    with Redis.from_url(well_kept.url) as client:
+        rules = [one for one in ("-client|info", other) if one]
+        client.execute_command("ACL", "SETUSER", user, "on", ">pw", "~*", "&*", "+@all", *rules)
+        findings = [*examine(made(well_kept.url.replace("redis://", f"redis://{user}:pw@")))]
+        client.acl_deluser(user)
+
+    (finding,) = [one for one in findings if one.name == "rights missing"]
+    assert finding.severity == "warning"
+    assert "may not run: CLIENT INFO" in finding.what
+    assert "+client|info" in finding.mend
+    assert "no access" not in {one.name for one in findings}
+
+
 def test_a_user_whom_the_server_lets_do_nothing_is_an_error(well_kept: RealServer):
     user = f"user-{uuid.uuid4().hex}"
     with Redis.from_url(well_kept.url) as client:
@@ -302,6 +318,66 @@ def test_a_handler_that_is_gone_is_found(shop: PubSub):
     assert finding.severity == "error"
     assert "billing" in finding.what
     assert "remove-group orders billing" in finding.mend
+
+
+@pytest.mark.parametrize("is_empty", [False, True])
+@pytest.mark.parametrize("place", ["{later}-0", "18446744073709551615-18446744073709551615"])
+@pytest.mark.parametrize("mend", ["seek orders latest", "seek orders 2h"])
+def test_a_group_that_stands_ahead_of_its_topic_is_found_and_mended(
+    shop: PubSub, monkeypatch: pytest.MonkeyPatch, is_empty: bool, place: str, mend: str
+):
+    """Else what is published meanwhile would be lost to it, and nobody would see that."""
+    declared(shop)
+    shop.publish("orders", 1)
+    work(shop)
+    if is_empty:
+        shop.inspector.purge("orders", everything=True)
+    assert "ahead of its topic" not in named(examine(shop))
+    later = datetime.now(UTC) + timedelta(days=1)
+    with Redis.from_url(shop.settings.url) as client:
+        stream = f"{shop.settings.namespace}:{{orders}}"
+        client.xgroup_setid(stream, "billing", place.format(later=int(later.timestamp() * 1000)))
+    passed_over = shop.publish("orders", 2)
+    work(shop)
+    assert shop.inspector.find("orders", passed_over).standings[0].stands == "settled"  # type: ignore[union-attr]  # so it seems
+
+    finding = named(examine(shop))["ahead of its topic"]
+
+    assert finding.severity == "error"
+    assert "group 'billing' of topic 'orders' stands at " in finding.what
+    assert f"{mend} --group billing" in finding.mend
+    monkeypatch.setenv("PUBSUB_URL", shop.settings.url)
+    monkeypatch.setenv("PUBSUB_NAMESPACE", shop.settings.namespace)
+    for name in ("PUBSUB_APP", "FLASK_APP"):
+        monkeypatch.delenv(name, raising=False)
+    assert "passes over what is published until" in CliRunner().invoke(pubsub_command, ["status"]).output
+    mended = CliRunner().invoke(pubsub_command, [*mend.split(), "--group", "billing", "--yes"])
+    assert mended.exit_code == 0, mended.output
+    assert "ahead of its topic" not in named(examine(shop))
+    shop.publish("orders", 3)
+    (state,) = shop.inspector.groups("orders")
+    assert state.lag.at_least == (1 if "latest" in mend else 2 if is_empty else 3)
+
+
+def test_a_group_that_is_to_begin_later_is_not_found(shop: PubSub):
+    shop.subscribe("orders", start=datetime.now(UTC) + timedelta(days=1))(lambda order: None)
+    work(shop)
+    shop.publish("orders", 1)
+    assert "ahead of its topic" not in named(examine(shop))
+
+
+def test_a_group_is_not_ahead_of_a_topic_whose_clock_went_back(shop: PubSub):
+    """Then the next message comes behind the last one all the same, though that was deleted."""
+    declared(shop)
+    work(shop)
+    with Redis.from_url(shop.settings.url) as client:
+        stream = f"{shop.settings.namespace}:{{orders}}"
+        last = f"{int((datetime.now(UTC) + timedelta(days=1)).timestamp() * 1000)}-0"
+        client.execute_command("XSETID", stream, last)
+        client.xgroup_setid(stream, "billing", last)
+    assert "ahead of its topic" not in named(examine(shop))
+    shop.publish("orders", 1)
+    assert shop.inspector.groups("orders")[0].lag.at_least == 1
 
 
 def test_dead_letters_and_pauses_are_told(shop: PubSub):

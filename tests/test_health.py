@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import json
 import os
 import re
 import signal
@@ -229,6 +230,14 @@ def test_a_port_that_is_taken_is_told(fleet):  # noqa: F811
             assert other.wait() == 2
             assert re.search(rf"--health-port {port} on 127.0.0.1 cannot be had: .*in use", other.output)
             assert "Traceback" not in other.output
+
+
+@pytest.mark.parametrize("options", [(), ("--log-format", "json")], ids=["text", "json"])
+def test_a_port_that_the_system_chose_is_told_at_every_level(fleet, options):  # noqa: F811
+    with fleet.worker("shop", "--health-port", "0", "--log-level", "CRITICAL", *options) as worker:
+        assert Site(worker).get("/livez")[0] == 200
+        if options:
+            assert all(json.loads(line) for line in worker.lines)
 
 
 def test_other_pages_and_heads_are_answered_as_http_wants_it(fleet):  # noqa: F811

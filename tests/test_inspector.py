@@ -10,6 +10,7 @@ from redis import Redis
 
 from pubsub_core.broker import BrokerOptions, Consumer, Count, Membership
 from pubsub_core.clock import SystemClock
+from pubsub_core.errors import StreamConflict
 from pubsub_core.ids import IdMaker, published_at
 from pubsub_core.message import Delivery, Message, SubscriptionKey
 from pubsub_redis import RedisBroker, open_redis
@@ -70,6 +71,22 @@ def test_a_message_that_many_others_were_published_with_is_found(broker: RedisBr
         found = broker.find(KEY.topic, message_id)
         assert found is not None
         assert found.message.id == message_id
+
+
+def test_a_key_of_another_type_is_named_as_far_as_its_type_may_be_asked(redis: RealServer) -> None:
+    user, namespace = f"user-{uuid.uuid4().hex}", f"test-{uuid.uuid4().hex}"
+    with Redis.from_url(redis.url) as client:
+        client.execute_command("ACL", "SETUSER", user, "on", ">pw", "~*", "&*", "+@all", "-type")
+        client.set(f"{namespace}:{{orders}}:delayed", "not ours")
+        for url, said in (
+            (redis.url, f"Key '{namespace}:{{orders}}:delayed' is of type string, not zset"),
+            (redis.url.replace("redis://", f"redis://{user}:pw@"), f"'{namespace}:{{orders}}:delayed'"),
+        ):
+            broker = opened(url, namespace)
+            with pytest.raises(StreamConflict, match=re.escape(said)):
+                broker.topic("orders")
+            broker.close()
+        client.acl_deluser(user)
 
 
 @pytest.fixture

@@ -771,6 +771,29 @@ def test_what_was_sent_while_connections_could_be_killed_stays_in_doubt_when_the
     assert place.ids() == published
 
 
+def test_what_was_sent_on_a_connection_of_unknown_address_stays_in_doubt(place: Place, proxy: Proxy) -> None:
+    """Its id alone may be that of another one by now, so it is not killed. Afterwards each message has a fence."""
+    broker = restricted(place, proxy, "+client|kill")
+    allow(broker, 2.0)
+    published = publish(broker)
+    place.as_user("-client|info")
+    proxy.lose_reply(to=b"XADD")
+    published += publish(broker)  # which opened another connection
+    stuck = message()
+
+    proxy.hold_back(b"XADD")
+    with pytest.raises(PublishUncertain, match="CLIENT INFO"):
+        broker.publish([stuck])
+    proxy.let_go.set()
+    until(lambda: place.ids() == [*published, stuck.id])
+    assert broker.publish([stuck], again=True) == [stuck.id]
+    published += [stuck.id, *publish(broker)]
+    proxy.lose_reply(to=b"EVALSHA")
+    published += publish(broker)
+    assert proxy.struck.is_set()
+    assert place.ids() == published
+
+
 def test_message_is_published_again_by_another_process_than_the_one_that_may_not_kill_its_connection(
     place: Place, proxy: Proxy
 ) -> None:

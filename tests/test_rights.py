@@ -117,7 +117,9 @@ def test_a_publisher_can_publish_in_every_way(rights: Rights):
     assert rights.refused() == []
 
 
-@pytest.mark.parametrize("but", [["-client|kill"], ["-multi", "-exec"], ["-publish", "-subscribe"]])
+@pytest.mark.parametrize(
+    "but", [["-client|kill"], ["-client|info", "+client|id"], ["-multi", "-exec"], ["-publish", "-subscribe"]]
+)
 def test_what_is_said_to_be_optional_is(rights: Rights, but: list[str]):
     pubsub = rights.pubsub("worker", *but)
     publish_in_every_way(pubsub)
@@ -212,6 +214,14 @@ def test_an_operator_can_look_at_everything_and_mend_it(rights: Rights):
 
 def fails(number: int) -> None:
     raise Reject(f"{number} is refused")
+
+
+def test_who_may_not_know_its_own_connection_is_told_the_right_that_is_missing(rights: Rights):
+    pubsub = rights.pubsub("publisher", "-client|info")
+
+    with pytest.raises(NotPermitted, match=r"'client\|info'.* ACL SETUSER the user with \+client\|info"):
+        pubsub.publish("plain", 1)
+    pubsub.close()
 
 
 def test_what_is_missing_is_named(rights: Rights):

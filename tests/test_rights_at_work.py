@@ -43,7 +43,9 @@ def test_a_publisher_can_ask_for_every_durability(own: Rights):
     assert own.refused() == []
 
 
-@pytest.mark.parametrize("but", [(), ("-client|kill",)], ids=["may-kill", "may-not-kill"])
+@pytest.mark.parametrize(
+    "but", [(), ("-client|kill",), ("-client|info", "+client|id")], ids=["may-kill", "may-not-kill", "no-address"]
+)
 def test_a_publisher_whose_reply_is_lost_stores_it_once(rights: Rights, but: tuple[str, ...]):
     """Its connection is fenced off, or the message is, and what was sent is looked for."""
     with proxy_to(rights.server) as proxy, Redis.from_url(rights.server.url) as client:
@@ -57,7 +59,9 @@ def test_a_publisher_whose_reply_is_lost_stores_it_once(rights: Rights, but: tup
         pubsub.close()
         assert client.xlen(f"{rights.namespace}:{{plain}}") == 4
     # Whether connections may be killed is asked once, and that alone is refused.
-    assert rights.refused() == (["client|kill"] if but else [])
+    assert rights.refused() == (
+        ["client|kill"] if "-client|kill" in but else [*{one[1:] for one in but if one[0] == "-"}]
+    )
 
 
 @pytest.fixture
@@ -111,7 +115,8 @@ def test_an_operator_can_run_every_command(as_operator: Rights):
     command("schedules run yearly")
     command("pause orders")
     command("resume orders")
-    command("seek orders latest --yes")
+    for place in ("latest", "2h", "earliest", "latest"):
+        command(f"seek orders {place} --yes")
     command(f"cancel orders {later} --yes")
     command("dead replay orders --yes")
     command("dead discard orders --yes")

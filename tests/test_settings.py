@@ -149,6 +149,18 @@ def test_default_group_is_the_module() -> None:
         ("unix:///run/a@b.sock?db=0", "unix:///run/a@b.sock?db=0"),
         ("unix://me:hush@/run/redis.sock", "unix://***@/run/redis.sock"),
         ("redis+embedded:///./a@b", "redis+embedded:///./a@b"),
+        ("redis://host:6379/0?client_name=me@here", "redis://host:6379/0?client_name=***"),
+        ("redis://host?password=hu@sh&db=1", "redis://host?password=***&db=1"),
+        ("redis://host/0?password=hu=@sh&db=1", "redis://host/0?password=***&db=1"),
+        ("redis://me:hu@sh@host:6379/0?db=1&client_name=me@here", "redis://***@host:6379/0?db=1&client_name=***"),
+        (
+            "redis+sentinel://:hush@a:1,[::1]:2/shop?sentinel_password=hu@sh",
+            "redis+sentinel://***@a:1,[::1]:2/shop?sentinel_password=***",
+        ),
+        ("redis://me:hu?sh=1@host", "redis://***@host"),
+        ("redis://:hu?sh=1@host", "redis://***@host"),
+        ("redis://me:123?sh=4@host:6379/0", "redis://***@host:6379/0"),
+        ("redis://me:123?sh=4@host/0", "redis://***@host/0"),
     ],
 )
 def test_no_password_is_shown(url: str, shown: str) -> None:

@@ -3,8 +3,11 @@
 A command is a line in `COMMANDS`. What makes it imports click at most; what it needs is imported when it runs.
 """
 
+import errno
+import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -60,6 +63,48 @@ COMMANDS: Mapping[str, Entry] = {
 """Every command of `pubsub` and of `flask pubsub`, by name. A module is imported when its command is called."""
 
 
+OUTPUT_CLOSED = 141
+"""The exit code of who writes to a pipe that nobody reads any more: as a shell shows a death by SIGPIPE."""
+
+
+class Unwritten(click.ClickException):
+    """What a command answers cannot be written."""
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """End without a traceback if the answer cannot be written; without a word if nobody wants it any more."""
+    try:
+        yield
+    except OSError as error:
+        if not _is_of_output(error):
+            raise
+        _forget_output()
+        if error.errno == errno.EPIPE:
+            raise SystemExit(OUTPUT_CLOSED) from None
+        raise Unwritten(
+            f"the answer could not be written to stdout: {error.strerror or error}. What the command had done by then "
+            "stays done. Make room or write elsewhere, and see how things stand before running it again"
+        ) from None
+
+
+def _is_of_output(error: OSError) -> bool:
+    """Whether it was raised where click or rich write, not in the application nor by what it works with."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    name = str(trace.tb_frame.f_globals.get("__name__", "")) if trace is not None else ""
+    return name.partition(".")[0] in ("click", "rich")
+
+
+def _forget_output() -> None:
+    """Have nothing written to stdout any more: the interpreter tries it again when it ends."""
+    with suppress(OSError, ValueError):  # one that has no descriptor
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
 class Commands(click.Group):
     """The commands of a table, for the applications behind a door. `--help` of the group imports none of them."""
 
@@ -70,6 +115,16 @@ class Commands(click.Group):
         self._door = door
         self._takes_target = takes_target
         self._entries = entries
+
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
+        """Read the command line."""
+        with answering():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that it names."""
+        with answering():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return their names, in the order of the table."""

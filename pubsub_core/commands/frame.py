@@ -3,20 +3,21 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime, timedelta
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import click
 
-from pubsub_core.broker import Count, GroupState, Inspector
+from pubsub_core.broker import Count, GroupState, Inspector, ListsPauses
 from pubsub_core.commands import Door, json_option
 from pubsub_core.errors import (
     BrokerUnavailable,
     CodecError,
     ConfigurationError,
     PubSubError,
+    StreamConflict,
     ValidationError,
 )
 from pubsub_core.message import SubscriptionKey
@@ -35,6 +36,9 @@ Exit codes:
   4  there is no such thing
   130  interrupted (Ctrl-C)
 """
+
+
+T = TypeVar("T")
 
 
 class Refused(click.ClickException):
@@ -99,6 +103,17 @@ class Desk:
         """Return the topics that the application declares, and those that workers consumed."""
         return sorted({one.name for one in self.pubsub.topics} | set(self.inspector.topics()))
 
+    def each(self, topics: Iterable[str], look: Callable[[str], T]) -> tuple[list[T], dict[str, str]]:
+        """Return what `look` returns for each topic, and by topic why others could not be looked at."""
+        found: list[T] = []
+        conflicts: dict[str, str] = {}
+        for topic in topics:
+            try:
+                found.append(look(topic))
+            except StreamConflict as error:
+                conflicts[topic] = f"{topic} could not be looked at: {error}"
+        return found, conflicts
+
     def handlers(self) -> dict[SubscriptionKey, str]:
         """Return the names of the application's handlers."""
         return {one.key: one.handler.name for one in self.pubsub.subscriptions()}
@@ -128,9 +143,34 @@ class Desk:
         return states[key]
 
     def check(self, key: SubscriptionKey) -> None:
-        """Raise NotFound if no worker has made a group, nor the application subscribes as one, of that name."""
-        if key not in self.handlers():
+        """Raise NotFound if no worker has made a group of that name, nor the application subscribes or it is paused."""
+        if key not in self.handlers() and key not in self.pauses()[0]:
             self.state(key)
+
+    def pauses(self) -> tuple[Sequence[SubscriptionKey], dict[str, str]]:
+        """Return what is paused, groups too that are not made yet, as far as the broker can tell; else why not."""
+        broker = self.inspector
+        if not isinstance(broker, ListsPauses):
+            return (), {}
+        found, conflicts = self.each(["pauses"], lambda _: broker.paused_groups())
+        return found[0] if found else (), conflicts
+
+    def paused_ahead(
+        self, states: Iterable[GroupState], unknown: Container[str], topic: str | None = None
+    ) -> tuple[list[str], dict[str, str]]:
+        """Return what there is to say of groups, of a topic or of all, that are paused and not made yet.
+
+        `states` are those that are made; of the topics that are `unknown` it cannot be said. And why there is none.
+        """
+        paused, conflicts = self.pauses()
+        there = {one.key for one in states}
+        ahead = [one for one in paused if one not in there and one.topic not in unknown and topic in (None, one.topic)]
+        remarks = [
+            f"{one.topic} / {one.group} is paused, and no worker has made the group yet: the pause holds when one does."
+            f" To go on: resume {one.topic} --group {one.group}"
+            for one in ahead
+        ]
+        return remarks, conflicts
 
     def check_topic(self, topic: str) -> None:
         """Raise NotFound if nobody declares, consumes or publishes to a topic of that name."""
@@ -208,6 +248,15 @@ def _application(door: Door, app: str | None, url: str | None) -> tuple[PubSub, 
             "which broker? Name the application (--app shop:app, or PUBSUB_APP), or the broker (--url, or PUBSUB_URL)"
         )
     return PubSub(), False
+
+
+def tell(remarks: Iterable[str]) -> int:
+    """Write what is missing from an answer to stderr; return the code to end with."""
+    code = OK
+    for remark in remarks:
+        click.echo(f"! {remark}", err=True)
+        code = REFUSED
+    return code
 
 
 # Parameters that several commands have

@@ -1,7 +1,7 @@
 """`topics`, `groups`, `workers`, `lag`, `tail`, `show`: what there is, without changing anything."""
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -12,6 +12,7 @@ from pubsub_core.commands import Door
 from pubsub_core.commands.frame import (
     Desk,
     NotFound,
+    Refused,
     command,
     end_line,
     group_option,
@@ -21,6 +22,7 @@ from pubsub_core.commands.frame import (
     plain_text,
     show_table,
     shown,
+    tell,
     topic_argument,
 )
 from pubsub_core.message import Message, SubscriptionKey
@@ -33,8 +35,8 @@ _CUT = 200  # characters of a payload in a line
 def topics(door: Door, *, takes_target: bool) -> click.Command:
     """Make the command `topics`."""
 
-    def run(desk: Desk) -> None:
-        states = [desk.inspector.topic(name) for name in desk.topics()]
+    def run(desk: Desk) -> int:
+        states, conflicts = desk.each(desk.topics(), desk.inspector.topic)
         declared = {one.name for one in desk.pubsub.topics}
         now = desk.now()
         rows: list[dict[str, Any]] = [
@@ -52,6 +54,7 @@ def topics(door: Door, *, takes_target: bool) -> click.Command:
             for one in states
         ]
         desk.answer(rows, lambda: show_table(rows, "no topic is known yet: a worker names its topics", now))
+        return tell(conflicts.values())
 
     return command(
         door,
@@ -66,12 +69,17 @@ def topics(door: Door, *, takes_target: bool) -> click.Command:
 def groups(door: Door, *, takes_target: bool) -> click.Command:
     """Make the command `groups`."""
 
-    def run(desk: Desk, topic: str | None) -> None:
+    def run(desk: Desk, topic: str | None) -> int:
         now = desk.now()
-        rows = [group_row(one) for one in group_states(desk, topic)]
-        if topic and not rows:
+        states, conflicts = group_states(desk, topic)
+        rows = [group_row(one) for one in states]
+        if topic and not rows and not conflicts:
             desk.check_topic(topic)
         desk.answer(rows, lambda: show_table(rows, "no group is known yet: a worker makes its groups", now))
+        remarks, more = desk.paused_ahead(states, conflicts, topic)
+        tell(remarks)
+        conflicts |= more
+        return tell(conflicts.values())
 
     return command(
         door,
@@ -85,10 +93,10 @@ def groups(door: Door, *, takes_target: bool) -> click.Command:
     )
 
 
-def group_states(desk: Desk, topic: str | None = None) -> list[GroupState]:
-    """Return how the groups stand, of a topic or of all."""
-    names = [topic] if topic else desk.topics()
-    return [state for name in names for state in desk.inspector.groups(name)]
+def group_states(desk: Desk, topic: str | None = None) -> tuple[list[GroupState], dict[str, str]]:
+    """Return how the groups stand, of a topic or of all, and by topic why others could not be looked at."""
+    found, conflicts = desk.each([topic] if topic else desk.topics(), desk.inspector.groups)
+    return [state for states in found for state in states], conflicts
 
 
 def group_row(one: GroupState) -> dict[str, Any]:
@@ -129,15 +137,17 @@ def lag(door: Door, *, takes_target: bool) -> click.Command:
 def workers(door: Door, *, takes_target: bool) -> click.Command:
     """Make the command `workers`."""
 
-    def run(desk: Desk, *, in_hand: bool, limit: int) -> None:
-        found = fleet(desk)
+    def run(desk: Desk, *, in_hand: bool, limit: int) -> int:
+        states, conflicts = group_states(desk)
+        found = fleet(desk, states)
         now = desk.now()
         if in_hand:
             rows = [_held_row(one, desk.handlers()) for one in held(desk, found, limit)]
             desk.answer(rows, lambda: show_table(rows, "nothing is in hand", now))
-            return
-        rows = [worker_row(name, states) for name, states in [*found.items()][:limit]]
-        desk.answer(rows, lambda: show_table(rows, "no worker runs", now))
+        else:
+            rows = [worker_row(name, consumed) for name, consumed in [*found.items()][:limit]]
+            desk.answer(rows, lambda: show_table(rows, "no worker runs", now))
+        return tell(conflicts.values())
 
     return command(
         door,
@@ -151,10 +161,10 @@ def workers(door: Door, *, takes_target: bool) -> click.Command:
     )
 
 
-def fleet(desk: Desk) -> dict[str, list[ConsumerState]]:
+def fleet(desk: Desk, states: Iterable[GroupState]) -> dict[str, list[ConsumerState]]:
     """Return the worker processes by name, each as the consumer of its groups."""
     found: dict[str, list[ConsumerState]] = {}
-    for state in group_states(desk):
+    for state in states:
         for one in consumers_of(desk, state.key) if state.consumers else ():
             found.setdefault(one.name, []).append(one)
     return found
@@ -299,10 +309,14 @@ def show(door: Door, *, takes_target: bool) -> click.Command:
 
 def find(desk: Desk, message_id: str, topic: str | None) -> Found:
     """Return a message, of a topic or of any."""
+    conflicts: dict[str, str] = {}
     for name in [topic] if topic else desk.topics():
-        found = desk.inspector.find(name, message_id)
-        if found is not None:
-            return found
+        found, more = desk.each([name], lambda name: desk.inspector.find(name, message_id))
+        conflicts |= more
+        if found and found[0] is not None:
+            return found[0]
+    if conflicts:
+        raise Refused("; ".join(conflicts.values()))
     where = f"in topic {topic!r}" if topic else "in any topic that is known"
     raise NotFound(
         f"there is no message {message_id!r} {where}: it was never published, or is not kept any more. "

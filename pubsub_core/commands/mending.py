@@ -23,6 +23,7 @@ from pubsub_core.commands.frame import (
 from pubsub_core.errors import NotPermitted
 from pubsub_core.message import SubscriptionKey
 
+_NOT_YET = "no worker has made it yet, and the pause holds when one does"
 _POSITION = re.compile(r"\d+(-\d+)?")
 
 
@@ -32,8 +33,10 @@ def pause(door: Door, *, takes_target: bool) -> click.Command:
     def run(desk: Desk, topic: str, group: str | None) -> None:
         key = desk.key(topic, group)
         desk.check(key)
+        is_there = key in {one.key for one in desk.inspector.groups(topic)}
         desk.inspector.pause_group(key, is_paused=True)
-        _say(desk, key, "paused", "is paused: what its workers have in hand, they finish")
+        what = "what its workers have in hand, they finish" if is_there else _NOT_YET
+        _say(desk, key, "paused", f"is paused: {what}")
 
     return command(
         door, run, topic_argument(), group_option(), takes_target=takes_target, name="pause",

@@ -1,16 +1,20 @@
 """`publish`: messages from an argument, a file, or lines of JSON."""
 
 import sys
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime
 from itertools import islice
 from typing import IO, TYPE_CHECKING, Any
 
 import click
 
+from pubsub_core.broker import Inspector
 from pubsub_core.commands import Door
 from pubsub_core.commands.frame import Desk, Interrupted, Misused, command, topic_argument
-from pubsub_core.errors import CodecError, PubSubError, ValidationError
+from pubsub_core.errors import BrokerError, BrokerUnavailable, CodecError, PubSubError, ValidationError
+from pubsub_core.names import did_you_mean, is_name
 
 if TYPE_CHECKING:
     from click._termui_impl import ProgressBar
@@ -27,12 +31,14 @@ def publish(door: Door, *, takes_target: bool) -> click.Command:
         if (payload is None) == (file is None):
             raise click.UsageError("give a payload, or --file; for stdin: --file -, or --lines alone")
         options = _options(**terms)
+        warning = _unread(desk, topic)
         if file is not None and lines:
-            _publish_lines(desk, topic, file, options)
+            _publish_lines(desk, topic, file, options, warning)
             return
         encoded = file.read() if file is not None else str(payload).encode()
         message_id = desk.pubsub.publish(topic, _read(desk, topic, encoded, "the payload"), **options)
         desk.answer({"published": [message_id]}, lambda: click.echo(message_id))
+        _warn(warning)
 
     return command(
         door, run, topic_argument(), click.Argument(["payload"], required=False),
@@ -46,13 +52,41 @@ def publish(door: Door, *, takes_target: bool) -> click.Command:
         click.Option(["--dedup"], metavar="KEY", help="Publish nothing if that key was used within 5 minutes."),
         takes_target=takes_target, name="publish",
         help="Publish a message to TOPIC, and write its id. PAYLOAD is JSON, and is validated as what the application "
-        "declares the topic to carry.\n\nWith --lines each line is published; the lines before one that does not fit "
-        "are published then.",
+        "declares the topic to carry. Where nobody declares the topic or reads it, stderr warns; the message is stored "
+        "all the same, and the exit code is 0.\n\nWith --lines each line is published; the lines before one that does "
+        "not fit are published then.",
         examples=[
             """publish orders.placed '{"order_id": 1, "total": 9.5}'""",
             "publish orders.placed --file orders.jsonl --lines",
         ],
     )  # fmt: skip
+
+
+def _unread(desk: Desk, topic: str) -> str | None:
+    """Return what to say of a topic that nobody declares or reads: its name may be misspelt. None if somebody does."""
+    declared, broker = {one.name for one in desk.pubsub.topics}, desk.pubsub.runtime.broker
+    if topic in declared or not is_name(topic) or not isinstance(broker, Inspector):
+        return None
+    try:
+        if broker.groups(topic):
+            return None
+    except BrokerUnavailable:
+        raise
+    except BrokerError:
+        return None  # one that may only publish cannot know, and is not kept from it
+    known = declared
+    with suppress(BrokerError):
+        known = declared | {*broker.topics()}
+    return (
+        f"Warning: {'the application does not declare' if desk.is_application else 'nobody is known to consume'} topic "
+        f"{topic!r}, and no group reads it: what is published to it is kept for whoever comes."
+        f"{did_you_mean(topic, known - {topic})} To take it back: purge {topic} --everything"
+    )
+
+
+def _warn(warning: str | None) -> None:
+    if warning is not None:
+        click.echo(warning, err=True)
 
 
 def _options(headers: Sequence[str], at: str | None, **others: Any) -> dict[str, Any]:
@@ -73,10 +107,10 @@ def _read(desk: Desk, topic: str, encoded: bytes, what: str) -> Any:
         raise Misused(f"{what} was not published to {topic!r}: {error}") from None
 
 
-def _publish_lines(desk: Desk, topic: str, file: IO[bytes], options: dict[str, Any]) -> None:
-    """Publish line by line, many at a time; say on stderr how it goes, if that is a terminal."""
+def _publish_lines(desk: Desk, topic: str, file: IO[bytes], options: dict[str, Any], warning: str | None) -> None:
+    """Publish line by line, many at a time; say on stderr how it goes, if that is a terminal. Warn in the end."""
     count = sending = 0
-    lines = enumerate(file, 1)
+    lines = enumerate(_without_mark(file), 1)
     try:
         with _bar(_size(file)) as bar:
             while some := list(islice(lines, _BATCH)):
@@ -94,6 +128,7 @@ def _publish_lines(desk: Desk, topic: str, file: IO[bytes], options: dict[str, A
         perhaps = f", and perhaps the {sending:,} lines after them" if sending else ""
         raise Interrupted(f"interrupted. {count:,} messages were published{perhaps}") from None
     desk.answer({"count": count}, lambda: click.echo(f"{count:,} messages published"))
+    _warn(warning if count else None)
 
 
 def _bar(size: int) -> "ProgressBar[int]":
@@ -118,6 +153,14 @@ def _add(desk: Desk, batch: Any, topic: str, lines: Iterable[tuple[int, bytes]],
         except (Misused, ValidationError) as error:
             return str(error)
     return None
+
+
+def _without_mark(file: IO[bytes]) -> Iterator[bytes]:
+    """Return the lines without the byte order mark that some programs begin UTF-8 with."""
+    for first in file:
+        yield first.removeprefix(BOM_UTF8)
+        break
+    yield from file
 
 
 def _not_blank(lines: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:

@@ -8,7 +8,7 @@ import click
 
 from pubsub_core.broker import ScheduleKey, ScheduleState
 from pubsub_core.commands import Door
-from pubsub_core.commands.frame import Desk, NotFound, Refused, command, show_table
+from pubsub_core.commands.frame import Desk, NotFound, Refused, command, show_table, tell
 from pubsub_core.cron import next_tick
 from pubsub_core.names import did_you_mean
 
@@ -21,9 +21,15 @@ def schedules(door: Door, *, takes_target: bool) -> click.Command:
     return group
 
 
-def schedule_rows(desk: Desk) -> list[dict[str, Any]]:
-    """Return the schedules as rows of a table: those that workers named, and those that the application declares."""
-    states = desk.inspector.schedules()
+def schedule_rows(desk: Desk) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Return the schedules as rows of a table: those that workers named, and those that the application declares.
+
+    If they cannot be looked at, there are none, and the other says why.
+    """
+    found, conflicts = desk.each(["schedules"], lambda _: desk.inspector.schedules())
+    if conflicts:
+        return [], conflicts
+    (states,) = found
     now = desk.now()
     rows = [_row(one, now) for one in states]
     known = {one.key for one in states}
@@ -31,7 +37,7 @@ def schedule_rows(desk: Desk) -> list[dict[str, Any]]:
         if one.key not in known:
             fields = {"schedule": one.name, "topic": one.topic, "owner": None, "when": str(one.spec)}
             rows.append({**fields, "last": None, "next": None, "paused": False})
-    return rows
+    return rows, conflicts
 
 
 def _row(one: ScheduleState, now: datetime) -> dict[str, Any]:
@@ -47,9 +53,10 @@ def _row(one: ScheduleState, now: datetime) -> dict[str, Any]:
 
 
 def _list(door: Door, *, takes_target: bool) -> click.Command:
-    def run(desk: Desk) -> None:
-        rows, now = schedule_rows(desk), desk.now()
+    def run(desk: Desk) -> int:
+        (rows, conflicts), now = schedule_rows(desk), desk.now()
         desk.answer(rows, lambda: show_table(rows, "there are no schedules", now))
+        return tell(conflicts.values())
 
     return command(
         door, run, takes_target=takes_target, name="list",

@@ -10,7 +10,7 @@ import click
 from pubsub_core.backends import masked
 from pubsub_core.broker import GroupState, TopicState
 from pubsub_core.commands import Door
-from pubsub_core.commands.frame import Desk, command, end_line, show_table, shown
+from pubsub_core.commands.frame import OK, REFUSED, Desk, command, end_line, show_table, shown
 from pubsub_core.commands.looking import group_row, group_states
 from pubsub_core.commands.schedules import schedule_rows
 from pubsub_core.errors import BrokerUnavailable
@@ -22,10 +22,11 @@ _WATCH_EVERY = 2.0  # seconds
 def status(door: Door, *, takes_target: bool) -> click.Command:
     """Make the command `status`."""
 
-    def run(desk: Desk, *, watch: float | None) -> None:
+    def run(desk: Desk, *, watch: float | None) -> int:
         if watch is None:
-            desk.answer(*_look(desk))
-            return
+            facts, text = _look(desk)
+            desk.answer(facts, text)
+            return REFUSED if facts["not looked at"] else OK
         never = threading.Event()
         with suppress(KeyboardInterrupt):  # that is how to end it
             while True:
@@ -36,6 +37,7 @@ def status(door: Door, *, takes_target: bool) -> click.Command:
                 never.wait(watch)
         if not desk.as_json:
             end_line()
+        return OK
 
     return command(
         door,
@@ -71,12 +73,17 @@ def _look(desk: Desk) -> tuple[dict[str, Any], Callable[[], None]]:
     """Return the facts, and a call that writes them as text."""
     now = desk.now()
     names = desk.topics()
-    states = group_states(desk)
-    schedules = schedule_rows(desk)
-    topics = [desk.inspector.topic(name) for name in names]
+    states, conflicts = group_states(desk)
+    topics, others = desk.each([name for name in names if name not in conflicts], desk.inspector.topic)
+    schedules, more = schedule_rows(desk)
+    conflicts |= others | more
+    ahead, unknown = desk.paused_ahead(states, conflicts)
+    conflicts |= unknown
     delayed = sum(one.delayed for one in topics)
     rows = [group_row(one) for one in states]
-    remarks = [remark for one in states for remark in _remarks(one)]
+    remarks = [*conflicts.values()]
+    remarks += [remark for one in states for remark in _remarks(one)]
+    remarks += ahead
     remarks += _unheard(desk, topics, {one.key for one in states})
     facts = {
         "broker": masked(desk.pubsub.settings.url),
@@ -86,6 +93,7 @@ def _look(desk: Desk) -> tuple[dict[str, Any], Callable[[], None]]:
         "delayed": delayed,
         "groups": rows,
         "schedules": schedules,
+        "not looked at": [*conflicts],
         "remarks": remarks,
     }
 
@@ -133,6 +141,11 @@ def _remarks(one: GroupState) -> list[str]:
         remarks.append(f"{where}: {one.dead:,} dead letters. See: dead list {topic} --group {group}")
     if one.is_paused:
         remarks.append(f"{where} is paused; {one.lag} messages wait. To go on: resume {topic} --group {group}")
+    if one.passes_over_until is not None:
+        remarks.append(
+            f"{where} passes over what is published until {one.passes_over_until}: it stands ahead of all messages. "
+            f"To go on behind the newest: seek {topic} latest --group {group}"
+        )
     if waiting and not one.consumers:
         remarks.append(
             f"{where}: {one.lag} messages wait, and no worker consumes it. Start one, or: remove-group {topic} {group}"

@@ -6,7 +6,7 @@ from time import monotonic
 import pytest
 
 from pubsub_core import __version__
-from pubsub_core.broker import Broker, Consumer, Count, Found, Inspector, ScheduleKey, Terms
+from pubsub_core.broker import Broker, Consumer, Count, Found, Inspector, ListsPauses, ScheduleKey, Terms
 from pubsub_core.errors import BrokerError, ConsumersPresent, LeaseLost
 from pubsub_core.message import Delivery, SubscriptionKey
 from pubsub_core.testing.harness import REASON, SLACK, Harness, ids, needs
@@ -224,6 +224,29 @@ class InspectConformance(Harness):
             inspector.pause_group(key, is_paused=False)
         assert not inspector.groups(key.topic)[0].is_paused
         assert {first[0], second[0]} <= set(ids(self._all_of(consumer)))
+
+    @needs("inspect")
+    def test_what_is_paused_is_listed_whether_the_group_is_there_or_not(self, broker: Broker) -> None:
+        """Of this namespace; and it holds from when a consumer makes the group."""
+        inspector, key, other = self.looking(broker), self.key(), self.key()
+        if not isinstance(inspector, ListsPauses):
+            pytest.skip("the broker does not list what is paused")
+        assert not inspector.paused_groups()
+        for one in (key, other):
+            inspector.pause_group(one, is_paused=True)
+        assert inspector.paused_groups() == sorted([key, other])
+        assert not inspector.groups(key.topic)
+        elsewhere = self.open(namespace=f"{self._namespace}-elsewhere")
+        assert isinstance(elsewhere, ListsPauses)
+        assert not elsewhere.paused_groups()
+        consumer = self.joined(broker, key)
+        published = self.publish(broker, key.topic)
+        self.nothing_comes(consumer)
+        assert inspector.groups(key.topic)[0].is_paused
+        for one in (key, other):
+            inspector.pause_group(one, is_paused=False)
+        assert not inspector.paused_groups()
+        assert ids([self.take_one(consumer)]) == published
 
     def _until_it_keeps_still(self, consumer: Consumer, broker: Broker, key: SubscriptionKey) -> None:
         """Wait until a pause has reached a consumer, for a second at most: by what is said to it, or as it looks."""

@@ -92,6 +92,7 @@ class _Supervisor:
         self._children: dict[int, _Child] = {}
         self._wanted = 1  # until the first process has loaded the application, and says how many there shall be
         self._has_spoken = False
+        self._has_said_where = False
         self._has_worked = False  # any process, since the application was loaded anew
         self._shutdown_timeout = 25.0
         self._deaf_after = math.inf
@@ -331,11 +332,20 @@ class _Supervisor:
                 self._pages_at = monotonic() + _LOOK
                 return
             self._pages.pipe.settimeout(1.0)
-            log.info("health and metrics at http://%s/readyz", address_of(listener))
+            self._say_where(listener)
         self._stall.note(monotonic(), self._processes())
         if monotonic() >= self._ask_at:
             self._ask_at = monotonic() + _ASK_EVERY
             self._ask_for_a_look()
+
+    def _say_where(self, listener: socket.socket) -> None:
+        """Tell the address; whatever the level of the log, if nobody else knows which port was free."""
+        text = "health and metrics at http://%s/readyz"
+        if self._options.health_port or self._has_said_where:
+            log.info(text, address_of(listener))
+            return
+        self._has_said_where = True
+        log.handle(log.makeRecord(log.name, logging.INFO, __file__, 0, text, (address_of(listener),), None))
 
     def _end_of_pages(self, pages: _Child) -> None:
         log.error("the process that serves health and metrics ended; starting another")

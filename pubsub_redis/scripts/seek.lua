@@ -7,10 +7,8 @@
 local place = ARGV[2]
 if place ~= '' then
   if parts(place) then
-    local facts = redis.call('XINFO', 'STREAM', KEYS[1])
-    for i = 1, #facts, 2 do
-      if facts[i] == 'last-generated-id' and is_less(facts[i + 1], place) then place = '$' end
-    end
+    local newest = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
+    if not newest or is_less(newest[1], place) then place = '$' end
   end
   redis.call('XGROUP', 'SETID', KEYS[1], ARGV[1], place)
 end
