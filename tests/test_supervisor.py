@@ -12,7 +12,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from time import monotonic
+from time import monotonic, time
 from typing import Any
 from uuid import uuid4
 
@@ -23,6 +23,7 @@ from redis.exceptions import ResponseError
 import pubsub_core
 from pubsub_core import PubSub
 from pubsub_core.worker.child import _spare_the_collector
+from pubsub_core.worker.reload import CHANGED
 from tests.servers import RealServer, redis_server
 
 APPS = Path(__file__).parent / "apps"
@@ -627,6 +628,43 @@ def test_reload_starts_anew_when_a_file_changes(fleet, tmp_path):
         assert worker.process.poll() is None
         worker.signal(signal.SIGTERM)
         assert worker.wait() == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "seconds", "code"),
+    [
+        ("shop.py", 0.0, CHANGED),
+        ("shop.py", -60.0, 0),  # it was loaded as it is
+        ("shop.py", 3600.0, 0),  # a clock was wrong: else it would start anew again and again
+        ("notes.txt", 0.0, 0),
+        ("node_modules/shop.py", 0.0, 0),
+    ],
+)
+def test_a_file_that_changed_before_it_is_watched_is_seen(tmp_path, name, seconds, code):
+    """While the application starts anew nobody watches."""
+    since = time()
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("")
+    os.utime(file, (since + seconds, since + seconds))
+    (tmp_path / "gone.py").symlink_to("nowhere")
+    program = f"""
+import socket, sys
+from pubsub_core.worker import reload
+
+ours, theirs = socket.socketpair()
+look, reload._LOOK = reload._is_unchanged, 50
+
+def look_once(*arguments):
+    is_unchanged = look(*arguments)
+    ours.close()  # the supervisor goes: else it would wait for a change
+    return is_unchanged
+
+reload._is_unchanged = look_once
+sys.exit(reload.watch_for_changes(theirs, {since!r}))
+"""
+    ended = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, timeout=WITHIN, check=False)
+    assert ended.returncode == code
 
 
 def test_thresholds_of_the_garbage_collector_that_an_application_sets_stay() -> None:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import monotonic
+from time import monotonic, time
 from types import FrameType
 from typing import Any
 
@@ -139,10 +139,12 @@ class _Supervisor:
                 return
 
     def _fork(self, *, is_watcher: bool) -> None:
+        now = time()
+
         def run(pipe: socket.socket) -> int:
             if self._listener is not None:
                 self._listener.close()
-            return watch_for_changes(pipe) if is_watcher else run_child(self._load, self._options, pipe)
+            return watch_for_changes(pipe, now) if is_watcher else run_child(self._load, self._options, pipe)
 
         child = self._forked(run, is_watcher=is_watcher)
         self._children[child.pid] = child
