@@ -36,9 +36,10 @@ from pubsub_core.errors import (
     Unsupported,
 )
 from pubsub_core.message import Message
-from pubsub_redis.consumer import RedisConsumer, due_prefix, room_of
+from pubsub_redis.consumer import RedisConsumer
 from pubsub_redis.entry import add_command, entry_values, packed_add, read_delayed
 from pubsub_redis.faults import FOREIGN, broker_errors, translated
+from pubsub_redis.groups import due_prefix, room_of
 from pubsub_redis.inspector import RedisInspector
 from pubsub_redis.keys import TopicKeys, control_channel, schedules_key, topic_keys
 from pubsub_redis.link import Command, Link, checked, script_call

@@ -6,7 +6,6 @@ becoming a dead letter, so a crash at any point loses nothing.
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 import math
@@ -17,29 +16,26 @@ import threading
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 from pubsub_core import __version__
-from pubsub_core.broker import MOST_RETAINED, USUAL, Membership, TopicOptions
-from pubsub_core.errors import BrokerError, BrokerFull, BrokerUnavailable, LeaseLost, NotPermitted, PubSubError
+from pubsub_core.broker import USUAL, Membership
+from pubsub_core.errors import BrokerError, BrokerFull, BrokerUnavailable, LeaseLost, PubSubError
 from pubsub_core.message import DeadLetterReason, Delivery, SubscriptionKey, delivery_of
-from pubsub_redis.entry import is_for_another, letter_fields, read_entry, read_new, stored_at
+from pubsub_redis.entry import is_for_another, letter_fields, read_entry, read_new
 from pubsub_redis.faults import FOREIGN, is_missing_group, translated
+from pubsub_redis.groups import Group, due_text, room_of, shown, start_id
 from pubsub_redis.keys import (
-    PARKED,
-    TopicKeys,
     control_channel,
-    look_key,
     paused_key,
-    topics_key,
     worker_key,
     workers_key,
 )
 from pubsub_redis.link import Command, Link, checked, script_call
 from pubsub_redis.servers import Node
+from pubsub_redis.upkeep import SCAN, Upkeep, name_topics, take_over_command
 
 if TYPE_CHECKING:
     from pubsub_redis.broker import RedisBroker
@@ -54,14 +50,7 @@ _LOOK_FOR_DUE_UNTOLD = 10.0  # where wake-ups may not be heard
 _MOST = 500  # entries of a topic in one read
 _REMEMBERED = 20_000  # settled entries per group, at most; a worker settles fewer between two looks
 _REMEMBERED_IN_ALL = 100_000
-_TRIM = 10_000  # entries in one script call
-_TIDY = 60.0  # seconds
 _PAUSES = 0.9  # seconds, at least, between two looks for what is paused
-_TIDY_IDLE = 300.0
-_RETAIN_IDLE = 120.0  # seconds between two looks at what may go, of a topic that this process has nothing to do with
-_SCAN = 60.0  # seconds between two looks at the names in the groups, where no worker is known to be silent
-_FORGOTTEN_AFTER = 600.0  # seconds for which those who look are reminded of a worker that is silent
-_NO_KEY = -2  # what PTTL says of one
 _PAGE = 500  # pending entries in one command
 # Seconds, after an error, from one look for what was carried out late to the next: ever more, and for so long.
 _FIRST_STRAGGLERS = 1.0
@@ -77,39 +66,8 @@ _MARGIN = 1.0  # seconds that the server would wait longer than we do, if we did
 
 Deliveries = list[Delivery[bytes]]
 
-_Settled = list[tuple["_Group", list[str], Deliveries]]
+_Settled = list[tuple[Group, list[str], Deliveries]]
 """Deliveries that are done, or otherwise not ours any more, by subscription; with their positions."""
-
-_T = TypeVar("_T")
-
-
-@dataclass(slots=True)
-class _Group:
-    """What is known about one subscription."""
-
-    key: SubscriptionKey
-    start: Any
-    keys: TopicKeys
-    node: Node = ""
-    was_made: bool = False
-    is_hot: bool = False
-    is_paused: bool = False
-    due_at: float = 0.0  # time.monotonic() of the next look for due entries
-    suspects_at: float = 0.0  # the same for those that crashed somebody, which count only while we have none
-    held: dict[str, int] = field(default_factory=dict)  # entry id → attempt, of what `receive` returned
-    tidied_to: bytes = b"0"
-    was_used: bool = True  # since the last look at what may go
-    retained_at: float = 0.0
-    # For the case that the group is lost: how often it was made, the newest entry we were handed, and what we settled.
-    times_made: int | None = None
-    newest: bytes = b""
-    settled: deque[str] = field(default_factory=deque)
-
-    @property
-    def parked_keys(self) -> tuple[str, str, str, str]:
-        """The keys of the scripts that park and take."""
-        name = self.key.group
-        return self.keys.stream, self.keys.due(name), self.keys.suspects(name), self.keys.failures(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +76,7 @@ class _Read:
 
     node: Node
     group: str
-    groups: list[_Group]
+    groups: list[Group]
     count: int
 
     def command(self, consumer: str, block: float | None) -> Command:
@@ -147,7 +105,7 @@ class RedisConsumer:
         self._name = name
         remembered = min(_REMEMBERED, _REMEMBERED_IN_ALL // max(1, len(memberships)))
         self._groups = {
-            one.key: _Group(one.key, one.start, broker.keys(one.key.topic), settled=deque(maxlen=remembered))
+            one.key: Group(one.key, one.start, broker.keys(one.key.topic), settled=deque(maxlen=remembered))
             for one in memberships
         }
         self._namespace = broker.options.namespace
@@ -181,18 +139,12 @@ class RedisConsumer:
         self._beat_at = 0.0
         self._look_at = 0.0
         self._patient_until = 0.0
-        self._reported: set[SubscriptionKey] = set()  # groups that nobody consumes
-        self._suspects: dict[tuple[SubscriptionKey, bytes], float] = {}  # consumer → when it was first found silent
         self._crashed: dict[str, int] = {}  # what is held that crashed somebody before: entry id → how often
         self._most = (
             _MOST  # per topic and read, fewer after a read that broke: it may have been too much for the server
         )
-        self._concern = _digest(self._groups)
-        self._tidy_at = 0.0
-        self._scan_at = 0.0
-        # Silent workers that are in none of our groups any more, and when they were listed: who comes back is anew.
-        self._cleared: dict[bytes, float] = {}
         self._is_closed = False
+        self._upkeep = Upkeep(broker, name, self._groups, wake=self.wake, beat_if_due=self._beat_if_due)
 
     @property
     def name(self) -> str:
@@ -289,7 +241,7 @@ class RedisConsumer:
             if received or time.monotonic() >= deadline or not self._is_certain:
                 return received
 
-    def _wanted(self, credit: Mapping[SubscriptionKey, int]) -> list[tuple[_Group, int]]:
+    def _wanted(self, credit: Mapping[SubscriptionKey, int]) -> list[tuple[Group, int]]:
         """Return what may be asked for now. Nothing beside a suspect at its last chance: if it kills, it is alone."""
         if any(map(self._is_last, [*self._crashed.values()])) or time.monotonic() < self._quiet_until:
             return []
@@ -300,10 +252,10 @@ class RedisConsumer:
             return [wanted[self._turn % len(wanted)]]
         return wanted
 
-    def _due_at(self, group: _Group) -> float:
+    def _due_at(self, group: Group) -> float:
         return group.due_at if self._crashed else min(group.due_at, group.suspects_at)
 
-    def _sweep(self, wanted: list[tuple[_Group, int]], done: _Settled) -> Deliveries:
+    def _sweep(self, wanted: list[tuple[Group, int]], done: _Settled) -> Deliveries:
         """Acknowledge, take what is due and read what is new, without waiting.
 
         One round trip per node, two if something may be due.
@@ -340,7 +292,7 @@ class RedisConsumer:
     def _is_at_last_chance(self, taken: Deliveries) -> bool:
         return any(one.crashes and self._is_last(one.crashes) for one in taken)
 
-    def _take_suspect(self, wanted: list[tuple[_Group, int]], acks: dict[Node, list[Command]]) -> Deliveries:
+    def _take_suspect(self, wanted: list[tuple[Group, int]], acks: dict[Node, list[Command]]) -> Deliveries:
         """Take one that crashed somebody, if we have none. If there is none, one that only is due."""
         if self._crashed:
             return []
@@ -348,7 +300,7 @@ class RedisConsumer:
         suspicious = min((one for one, _ in wanted if one.suspects_at <= now), key=_suspects_at, default=None)
         return [] if suspicious is None else self._take([(suspicious, 1)], acks, 1)
 
-    def _take(self, due: list[tuple[_Group, int]], acks: dict[Node, list[Command]], suspects: int = 0) -> Deliveries:
+    def _take(self, due: list[tuple[Group, int]], acks: dict[Node, list[Command]], suspects: int = 0) -> Deliveries:
         """Acknowledge on the nodes where something may be due, and take it."""
         by_node = defaultdict(list)
         for group, count in due:
@@ -434,7 +386,7 @@ class RedisConsumer:
         self._keep_back(group, received[count:])
         return received[:count]
 
-    def _keep_back(self, group: _Group, more: Deliveries) -> None:
+    def _keep_back(self, group: Group, more: Deliveries) -> None:
         """Keep what came though it is not wanted just now: it will be soon, or somebody else gets it."""
         if not more:
             return
@@ -544,7 +496,7 @@ class RedisConsumer:
         if is_moved:
             self._hand_back_unseen()  # what was asked for before that says nothing of where the group is now
 
-    def _take_command(self, group: _Group, count: int, suspects: int) -> Command:
+    def _take_command(self, group: Group, count: int, suspects: int) -> Command:
         keys = group.keys
         room = room_of(self._broker.options.topics.get(group.key.topic, USUAL))
         return script_call(
@@ -552,7 +504,7 @@ class RedisConsumer:
             group.key.group, self._name, min(count, _TAKE), suspects, *room,
         )  # fmt: skip
 
-    def _taken(self, group: _Group, reply: Any) -> Deliveries:
+    def _taken(self, group: Group, reply: Any) -> Deliveries:
         now = time.monotonic()
         least_often = _LOOK_FOR_DUE_UNTOLD if self._control is None else _LOOK_FOR_DUE
         next_due, next_suspect, next_delayed = (
@@ -569,7 +521,7 @@ class RedisConsumer:
             if not is_for_another(values, group.key.group)
         ]
 
-    def _pass_over(self, group: _Group, entry_ids: list[bytes]) -> None:
+    def _pass_over(self, group: Group, entry_ids: list[bytes]) -> None:
         """Acknowledge what is addressed to another group."""
         if entry_ids:
             acks: Command = ("XACK", group.keys.stream, group.key.group, *entry_ids)
@@ -578,7 +530,7 @@ class RedisConsumer:
     def _note_all(self, reads: Sequence[_Read], replies: Sequence[Any], received: Deliveries) -> None:
         """Turn the replies of reads into deliveries. Raises the first error only if there is nothing to hand out."""
         errors: list[Exception] = []
-        foreign: list[tuple[_Group, list[bytes]]] = []
+        foreign: list[tuple[Group, list[bytes]]] = []
         for read, reply in zip(reads, replies, strict=True):
             if isinstance(reply, Exception):
                 errors.append(reply)
@@ -605,7 +557,7 @@ class RedisConsumer:
             self._is_certain = False  # hand out what came; the next call gets certain, and finds out what is wrong
 
     def _delivery(
-        self, group: _Group, entry_id: bytes, values: list[bytes], attempt: int, crashes: int
+        self, group: Group, entry_id: bytes, values: list[bytes], attempt: int, crashes: int
     ) -> Delivery[bytes]:
         message = read_entry(group.key.topic, group.key.group, entry_id, values, attempt)
         return delivery_of(message, group.key, crashes)
@@ -628,7 +580,7 @@ class RedisConsumer:
             group.node = self._broker.servers.node_of(group.keys.stream)
             self._join(group)
         self._control = self._subscribed()
-        self._name_topics()
+        name_topics(self._broker, self._groups)
         self._look_for_pauses()
         self._hand_back_unseen()
         for group in self._groups.values():
@@ -639,14 +591,6 @@ class RedisConsumer:
             self._stragglers_until = now + _STRAGGLES
             self._stragglers_at, self._stragglers_pause = now + _FIRST_STRAGGLERS, _FIRST_STRAGGLERS
         self._is_certain = self._was_certain = True
-
-    def _name_topics(self) -> None:
-        """Put our topics on the list by which others find them."""
-        key = topics_key(self._namespace)
-        topics = sorted({one.topic for one in self._groups})
-        with contextlib.suppress(BrokerFull, NotPermitted):
-            if topics:
-                self._broker.call(key, ("SADD", key, *topics), "naming topics")
 
     def _look_for_pauses(self) -> None:
         """Find out which groups are paused: what is said on the control channel may be missed.
@@ -689,7 +633,7 @@ class RedisConsumer:
         streams = [group.keys.stream for group in self._groups.values()]
         return self._broker.servers.node_of(streams[0] if streams else self._namespace)
 
-    def _join(self, group: _Group) -> None:
+    def _join(self, group: Group) -> None:
         """Make the group if there is none. One that was lost is restored: better twice than never, but better once.
 
         Where nothing is known of a lost group, it begins with the oldest message.
@@ -707,12 +651,12 @@ class RedisConsumer:
             link.call("XGROUP", "CREATECONSUMER", group.keys.stream, group.key.group, self._name, what=what)
         group.was_made = True
         if group.times_made not in (None, times_made):
-            log.warning("%s was lost, and is made anew", _shown(group.key))
+            log.warning("%s was lost, and is made anew", shown(group.key))
             self._quiet_until = time.monotonic() + min(1.0, self._heartbeat / 2)  # for others to do the same
             self._take_back(group)
         group.times_made = times_made
 
-    def _take_back(self, group: _Group) -> None:
+    def _take_back(self, group: Group) -> None:
         """After the group was lost and made anew: take back what we hold, and acknowledge again what we settled."""
         held, settled = [*group.held.items()], [*group.settled]
         keys = group.parked_keys[:3]
@@ -725,7 +669,7 @@ class RedisConsumer:
     def _hand_back_unseen(self) -> None:
         """Park, uncounted, what is pending under our name though we do not hold it, in that attempt."""
         self._drop_ahead()
-        by_node: dict[Node, list[_Group]] = defaultdict(list)
+        by_node: dict[Node, list[Group]] = defaultdict(list)
         for group in self._groups.values():
             by_node[group.node].append(group)
         for node, groups in by_node.items():
@@ -740,10 +684,10 @@ class RedisConsumer:
                     command = self._pending_command(group, f"({entries[-1][0]}")
                     page = self._link(node, "").call(*command, what="reading what is pending")
 
-    def _pending_command(self, group: _Group, first: str) -> Command:
+    def _pending_command(self, group: Group, first: str) -> Command:
         return ("XPENDING", group.keys.stream, group.key.group, first, "+", _PAGE, self._name)
 
-    def _hand_back(self, group: _Group, unseen: list[tuple[str, int]]) -> None:
+    def _hand_back(self, group: Group, unseen: list[tuple[str, int]]) -> None:
         for start in range(0, len(unseen), 200):
             some = unseen[start : start + 200]
             command = self._park_command(group, 0.0, some, counts=False)
@@ -763,7 +707,7 @@ class RedisConsumer:
         self._stragglers_pause = min(2 * self._stragglers_pause, _LAST_STRAGGLERS)
         self._stragglers_at = now + self._stragglers_pause if now < self._stragglers_until else math.inf
 
-    def _keep_unparked(self, group: _Group, unseen: list[tuple[str, int]]) -> None:
+    def _keep_unparked(self, group: Group, unseen: list[tuple[str, int]]) -> None:
         """Have what a server without memory cannot park handed out here: what is not settled keeps it from freeing any.
 
         Those that crashed somebody stay where they are until there is memory: they are to be handed out with care.
@@ -890,14 +834,12 @@ class RedisConsumer:
             self.wake()
         return lost
 
-    def _park_command(
-        self, group: _Group, delay: float, entries: Sequence[tuple[str, int]], *, counts: bool
-    ) -> Command:
+    def _park_command(self, group: Group, delay: float, entries: Sequence[tuple[str, int]], *, counts: bool) -> Command:
         flat = [part for entry in entries for part in entry]
         milliseconds = int(delay * 1000 + 0.999)
         return script_call(
             "park", group.parked_keys, group.key.group, self._name, milliseconds, int(counts),
-            control_channel(self._namespace), _due_text(group.key, delay), *flat,
+            control_channel(self._namespace), due_text(group.key, delay), *flat,
         )  # fmt: skip
 
     def _by_group(self, deliveries: Sequence[Delivery[bytes]]) -> _Settled:
@@ -951,7 +893,7 @@ class RedisConsumer:
                 self._broker.call(key, ("SET", key, about, "PX", expiry), "giving a sign of life")
             self._listed_at = -math.inf
         self._beaten_at = beaten_at
-        if beaten_at - self._listed_at >= _SCAN:
+        if beaten_at - self._listed_at >= SCAN:
             names, now = workers_key(self._namespace), f"{self._broker.time():.3f}"
             with contextlib.suppress(BrokerFull):
                 self._broker.call(names, ("ZADD", names, now, self._name), "giving a sign of life")
@@ -971,13 +913,14 @@ class RedisConsumer:
         if now >= self._look_at:
             self._take_back_if_lost()
             self._look_at = now + 2 * self._heartbeat
+            upkeep = self._upkeep
             if now < self._patient_until:
-                self._suspects.clear()
-            if self._is_certain and (self._suspects or self._is_our_turn()):
+                upkeep.suspects.clear()
+            if self._is_certain and (upkeep.suspects or upkeep.is_our_turn()):
                 if now >= self._patient_until:
-                    self._look_for_dead_consumers()
-                self._retain()
-                self._look_at = now + (self._heartbeat if self._suspects else 2 * self._heartbeat)
+                    upkeep.look_for_dead_consumers()
+                upkeep.retain()
+                self._look_at = now + (self._heartbeat if upkeep.suspects else 2 * self._heartbeat)
         return max(0.0, min(self._beat_at, self._look_at) - time.monotonic())
 
     def _beat_if_due(self) -> bool:
@@ -988,188 +931,14 @@ class RedisConsumer:
         self._beat_at = now + self._heartbeat
         return True
 
-    def _alive(self, items: Iterable[_T]) -> Iterator[_T]:
-        """Go through what may take long, giving signs of life meanwhile."""
-        for one in items:
-            self._beat_if_due()
-            yield one
-
-    def _is_our_turn(self) -> bool:
-        key = look_key(self._namespace, self._concern)
-        period = int(1800 * self._heartbeat)
-        try:
-            if self._broker.call(key, ("SET", key, self._name, "NX", "PX", period), "taking turns"):
-                return True
-            if self._broker.call(key, ("PTTL", key), "taking turns") <= period:
-                return False
-            # The server's clock was set back, and this would hold for as much longer.
-            return bool(self._broker.call(key, ("SET", key, self._name, "PX", period), "taking turns"))
-        except BrokerFull:
-            return False  # taking over would need memory, too
-
-    def _look_for_dead_consumers(self) -> None:
-        """Take over from consumers that gave no sign of life at two looks, a heartbeat apart.
-
-        One look is not enough: a failover or a flush makes all signs vanish at once, and the living need a moment to
-        give new ones.
-        """
-        now = time.monotonic()
-        silent_workers = dict(self._silent_workers().items() - self._cleared.items())
-        if not (silent_workers or self._suspects or now >= self._scan_at):
-            return
-        silent = set(self._silent_consumers())
-        self._scan_at = now + _SCAN
-        present = {name for _, name in silent}
-        self._cleared |= {name: at for name, at in silent_workers.items() if name not in present}
-        for suspect, since in [*self._suspects.items()]:
-            if suspect not in silent:
-                del self._suspects[suspect]
-            elif now - since >= self._heartbeat * 0.9:
-                del self._suspects[suspect]  # first: if that fails, it must be found silent twice again
-                silent.discard(suspect)
-                self._take_over(*suspect)
-        for suspect in silent:
-            self._suspects.setdefault(suspect, now)
-
-    def _silent_workers(self) -> dict[bytes, float]:
-        """Return the workers that give no sign of life, whatever their groups, and when they were listed; cheaply.
-
-        Somebody has to look into the groups for what they had. Who is not listed is found there, once in `_SCAN`.
-        """
-        names = workers_key(self._namespace)
-        listed = self._broker.call(names, ("ZRANGE", names, 0, -1, "WITHSCORES"), "looking for dead workers")
-        others = {name: float(at) for name, at in zip(listed[::2], listed[1::2], strict=True)}
-        others.pop(self._name.encode(), None)
-        signs = [self._sign_of(name) for name in others]
-        if not signs:
-            return {}
-        if not self._broker.servers.is_cluster:
-            alive = self._broker.call(signs[0], ("EXISTS", *signs), "looking for dead workers")
-            if alive == len(signs):
-                return {}
-        silent = {name: at for name, at in self._alive(others.items()) if not self._has_sign(name)}
-        self._cleared = dict(self._cleared.items() & silent.items())
-        forgotten = [name for name, at in silent.items() if at < self._broker.time() - _FORGOTTEN_AFTER]
-        if forgotten:
-            self._broker.call(names, ("ZREM", names, *forgotten), "looking for dead workers")
-        return silent
-
-    def _silent_consumers(self) -> Iterator[tuple[SubscriptionKey, bytes]]:
-        alive = {self._name.encode(): True, PARKED.encode(): True}
-        for group in self._alive(self._groups.values()):
-            for name in self._alive(self._consumers_named(group.keys.stream, group.key.group)):
-                if name not in alive:
-                    alive[name] = self._has_sign(name)
-                if not alive[name]:
-                    yield group.key, name
-
-    def _consumers_named(self, stream: str, group: str) -> list[bytes]:
-        command = ("XINFO", "CONSUMERS", stream, group)
-        try:
-            rows = self._broker.call(stream, command, "looking for dead consumers")
-        except BrokerError as error:
-            if is_missing_group(error.__cause__):
-                return []  # the next `receive` makes it anew
-            raise
-        return [row[row.index(b"name") + 1] for row in rows]
-
-    def _sign_of(self, consumer: bytes) -> str:
-        return worker_key(self._namespace, consumer.decode("utf-8", "replace"))  # ours are UTF-8, others give no signs
-
-    def _has_sign(self, consumer: bytes) -> bool:
-        sign = self._sign_of(consumer)
-        left = self._broker.call(sign, ("PTTL", sign), "looking for a sign of life")
-        expiry = int(4000 * self._heartbeat)
-        if left > 2 * expiry:  # the server's clock was set back: who lives will say so again before it expires
-            self._broker.call(sign, ("PEXPIRE", sign, expiry), "looking for a sign of life")
-        return bool(left != _NO_KEY)
-
-    def _take_over(self, key: SubscriptionKey, dead: bytes) -> None:
-        group = self._groups[key]
-        signs = () if self._broker.servers.is_cluster else (self._sign_of(dead),)
-        if not signs and self._has_sign(dead):
-            return
-        while True:
-            parked, is_gone = self._call(self._take_over_command(group, dead, *signs), "taking over")
-            group.suspects_at = 0.0
-            if is_gone or not parked:
-                self.wake()
-                return
-
-    def _take_over_command(self, group: _Group, consumer: bytes, *signs: str) -> Command:
-        name = group.key.group
-        keys = (group.keys.stream, group.keys.suspects(name), group.keys.failures(name), *signs)
-        return script_call(
-            "take_over", keys, group.key.group, consumer, 200, control_channel(self._namespace), _due_text(group.key, 0)
-        )
-
     def _take_back_if_lost(self) -> None:
         """Take back what we hold of groups that were lost, also while all handlers are busy and nobody reads."""
-        for group in self._alive(self._groups.values()):
+        for group in self._upkeep.alive(self._groups.values()):
             if group.held and group.times_made is not None:
                 command = ("HGET", group.keys.floors, f"~times:{group.key.group}")
                 times_made = int(self._call(command, "looking for lost groups") or 0)
                 if times_made not in (0, group.times_made):
                     self._take_back(group)
-
-    def _retain(self) -> None:
-        """Trim what every group has settled, and report the groups that nobody consumes and that keep it from being."""
-        options = self._broker.options
-        now = time.monotonic()
-        is_tidying = now >= self._tidy_at
-        was_used = {one.keys.stream for one in self._groups.values() if one.was_used}
-        for stream, group in self._alive({one.keys.stream: one for one in self._groups.values()}.items()):
-            topic = options.topics.get(group.key.topic, USUAL)
-            keep = options.retention if topic.retention is None else topic.retention
-            if not (stream in was_used or is_tidying or now - group.retained_at >= min(_RETAIN_IDLE, keep)):
-                continue
-            group.retained_at = now
-            keys = (stream, group.keys.floors)
-            command = script_call("retain", keys, int(keep * 1000), MOST_RETAINED, _TRIM)
-            _, *floors = self._broker.call(stream, command, "trimming what is settled")
-            if is_tidying:
-                self._report_idle_groups(group, keep, [(name.decode(), floor.decode()) for name, floor in floors])
-        if is_tidying:
-            self._tidy_at = now + (_TIDY if was_used else _TIDY_IDLE)
-            self._name_topics()
-            for group in self._alive(self._groups.values()):
-                self._tidy(group)
-        for group in self._groups.values():
-            group.was_used = bool(group.held)
-
-    def _tidy(self, group: _Group) -> None:
-        name = group.key.group
-        keys = (group.keys.stream, group.keys.failures(name), group.keys.dead(name))
-        keep = int(self._broker.options.dead_letter_retention * 1000)
-        command = script_call("tidy", keys, name, group.tidied_to, keep, MOST_RETAINED)
-        try:
-            group.tidied_to, removed = self._call(command, "tidying up")
-        except BrokerError as error:
-            if not is_missing_group(error.__cause__):
-                raise
-            return
-        if removed:
-            log.info("%d old dead letters of %s removed", removed, _shown(group.key))
-
-    def _report_idle_groups(self, group: _Group, keep: float, floors: Sequence[tuple[str, str]]) -> None:
-        """Log, once each, the groups without any process whose oldest message is older than what is kept anyway."""
-        topic = group.key.topic
-        ours = {key.group for key in self._groups if key.topic == topic}
-        newest = max((_milliseconds(floor) for _, floor in floors), default=0)
-        for name, floor in floors:
-            key = SubscriptionKey(topic, name)
-            is_behind = newest - _milliseconds(floor) > keep * 1000
-            if name in ours or key in self._reported or not is_behind:
-                continue
-            if [one for one in self._consumers_named(group.keys.stream, name) if one != PARKED.encode()]:
-                continue
-            self._reported.add(key)
-            log.warning(
-                "nobody consumes %s, so no message of the topic since %s is removed: start a worker for the group, "
-                "or remove it",
-                _shown(key),
-                stored_at(floor).isoformat(timespec="seconds"),
-            )
 
     def close(self) -> None:
         """See the seam."""
@@ -1203,14 +972,14 @@ class RedisConsumer:
             self._broker.call(sign, ("DEL", sign), "leaving")
             self._broker.call(names, ("ZREM", names, self._name), "leaving")
 
-    def _leave(self, group: _Group) -> None:
+    def _leave(self, group: Group) -> None:
         group.held.clear()
         pending = ("XPENDING", group.keys.stream, group.key.group, "-", "+", 200, self._name)
         try:
             while page := self._call(pending, "leaving"):
                 entries = [(one[0].decode(), int(one[3])) for one in page]
                 self._call(self._park_command(group, 0.0, entries, counts=False), "handing back")
-            self._call(self._take_over_command(group, self._name.encode()), "leaving")
+            self._call(take_over_command(self._namespace, group, self._name.encode()), "leaving")
         except BrokerUnavailable:
             raise
         except BrokerError as error:
@@ -1218,7 +987,7 @@ class RedisConsumer:
                 log.warning("group %r was left without handing back, others will take over: %s", group.key.group, error)
 
 
-def _note_control(group: _Group, word: str, value: str) -> None:
+def _note_control(group: Group, word: str, value: str) -> None:
     if word == "due":
         group.due_at = min(group.due_at, time.monotonic() + float(value))
         group.suspects_at = min(group.suspects_at, group.due_at)
@@ -1229,10 +998,10 @@ def _note_control(group: _Group, word: str, value: str) -> None:
         group.settled.clear()
 
 
-def _reads(wanted: Sequence[tuple[_Group, int]]) -> list[_Read]:
+def _reads(wanted: Sequence[tuple[Group, int]]) -> list[_Read]:
     """Group what is wanted into as few reads as the counts allow: a hot topic by its credit, the cold by the least."""
-    hot: dict[tuple[Node, str, int], list[_Group]] = defaultdict(list)
-    cold: dict[tuple[Node, str], list[tuple[_Group, int]]] = defaultdict(list)
+    hot: dict[tuple[Node, str, int], list[Group]] = defaultdict(list)
+    cold: dict[tuple[Node, str], list[tuple[Group, int]]] = defaultdict(list)
     for group, count in wanted:
         if group.is_hot:
             hot[group.node, group.key.group, count].append(group)
@@ -1246,7 +1015,7 @@ def _reads(wanted: Sequence[tuple[_Group, int]]) -> list[_Read]:
     return reads
 
 
-def _by_key(wanted: Sequence[tuple[_Group, int]]) -> Iterator[tuple[SubscriptionKey, int]]:
+def _by_key(wanted: Sequence[tuple[Group, int]]) -> Iterator[tuple[SubscriptionKey, int]]:
     return ((group.key, count) for group, count in wanted)
 
 
@@ -1267,45 +1036,12 @@ def _is_not_newer(entry_id: bytes, other: bytes) -> bool:
     return tuple(map(int, entry_id.split(b"-"))) <= tuple(map(int, other.split(b"-")))
 
 
-def _suspects_at(group: _Group) -> float:
+def _suspects_at(group: Group) -> float:
     return group.suspects_at
-
-
-def _milliseconds(entry_id: str) -> int:
-    return int(entry_id.partition("-")[0])
-
-
-def _digest(keys: Iterable[SubscriptionKey]) -> str:
-    return hashlib.sha1(repr(sorted(keys)).encode(), usedforsecurity=False).hexdigest()[:12]
 
 
 def _say_left_without_a_word(error: PubSubError) -> None:
     log.warning("left without a word, others notice it once the sign of life expires: %s", error)
-
-
-def _shown(key: SubscriptionKey) -> str:
-    return f"group {key.group!r} of topic {key.topic!r}"
-
-
-def start_id(start: Any) -> str:
-    """Return the entry id after which a new group begins."""
-    if isinstance(start, datetime):
-        return f"{int(start.timestamp() * 1000) - 1}-{2**64 - 1}"
-    return "$" if start == "latest" else "0"
-
-
-def _due_text(key: SubscriptionKey, delay: float) -> str:
-    return f"{due_prefix(key.topic, key.group)}{delay:.3f}"
-
-
-def due_prefix(topic: str, group: str = "") -> str:
-    """Return the wake-up, but for the seconds, that says when something of a group is due; without one, of all."""
-    return f"due\n{topic}\n{group}\n"
-
-
-def room_of(options: TopicOptions) -> tuple[int, int]:
-    """Return what scripts want to know of a topic's bounds: how many it may hold, and whether the oldest may go."""
-    return options.max_backlog or 0, int(options.overflow == "drop_oldest")
 
 
 _POSITION: Callable[[Delivery[bytes]], str] = attrgetter("message.position")

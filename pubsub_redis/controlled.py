@@ -131,7 +131,7 @@ class _ControlledConsumer(RedisConsumer):
         for key, group in self._groups.items():
             if group.was_made:
                 try:
-                    self._take_over(key, self._name.encode())
+                    self._upkeep.take_over(key, self._name.encode())
                 except BrokerError as error:
                     if not is_missing_group(error.__cause__):
                         raise

@@ -34,10 +34,10 @@ from pubsub_core.clock import moment_at
 from pubsub_core.errors import BrokerError, ConsumersPresent, NotPermitted, StreamConflict, Unsupported
 from pubsub_core.ids import published_at
 from pubsub_core.message import Message, SubscriptionKey
-from pubsub_redis.consumer import start_id
 from pubsub_redis.entry import entry_fields, read_delayed, read_entry, read_letter, stored_at
 from pubsub_redis.examiner import RedisExaminer
 from pubsub_redis.faults import is_missing_group
+from pubsub_redis.groups import start_id
 from pubsub_redis.keys import (
     PARKED,
     TopicKeys,

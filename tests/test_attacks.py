@@ -106,7 +106,7 @@ def test_what_comes_again_to_who_still_has_it_is_not_taken_for_that(place: Place
     publish(place.broker())
     (first,) = place.take(one, 1)
     place.client.delete(worker_key(place.namespace, one.name))
-    other._take_over(BILLING, one.name.encode())
+    other._upkeep.take_over(BILLING, one.name.encode())
     load_scripts(place)
     one._groups[BILLING].suspects_at = 0.0
     proxy.lose_reply(to=b"EVALSHA")
@@ -252,8 +252,8 @@ def test_signs_of_life_that_vanish_all_at_once_rob_nobody(place: Place) -> None:
 
     def look() -> None:
         """Have the other look for the dead now, whosever turn it is."""
-        place.client.delete(look_key(place.namespace, other._concern))
-        other._look_at = other._scan_at = 0.0
+        place.client.delete(look_key(place.namespace, other._upkeep.concern))
+        other._look_at = other._upkeep.scan_at = 0.0
         other.maintain()
 
     for _ in range(3):
@@ -261,12 +261,12 @@ def test_signs_of_life_that_vanish_all_at_once_rob_nobody(place: Place) -> None:
         other.beat()
         place.client.delete(*(worker_key(place.namespace, one.name) for one in (holding, other)))
         look()
-        assert other._suspects, "nobody was found silent, so this tells nothing"
+        assert other._upkeep.suspects, "nobody was found silent, so this tells nothing"
         holding.beat()
         end = time.monotonic() + 0.2  # a heartbeat, after which a second look counts
         until(lambda: time.monotonic() > end)  # noqa: B023
         look()
-        assert not other._suspects
+        assert not other._upkeep.suspects
 
     assert not other.receive({BILLING: 3}, 0)
     for one in held:
@@ -282,8 +282,8 @@ def test_who_looks_after_many_groups_on_a_slow_server_is_not_taken_for_dead(serv
     keys = [SubscriptionKey(f"orders-{number}", "billing") for number in range(40)]
     consumer = place.joined(place.broker(gate.url, heartbeat=0.25), *keys)
     consumer.maintain()
-    consumer._look_at = consumer._scan_at = consumer._tidy_at = 0.0
-    place.client.delete(look_key(place.namespace, consumer._concern))
+    consumer._look_at = consumer._upkeep.scan_at = consumer._upkeep.tidy_at = 0.0
+    place.client.delete(look_key(place.namespace, consumer._upkeep.concern))
     gate.delay = 0.01
 
     before = time.monotonic()

@@ -11,7 +11,7 @@ from pubsub_core.broker import TopicOptions
 from pubsub_core.errors import BrokerError
 from pubsub_core.message import DeadLetterReason, SubscriptionKey
 from pubsub_redis import RedisBroker
-from pubsub_redis import consumer as consumer_module
+from pubsub_redis import upkeep as upkeep_module
 from pubsub_redis.consumer import RedisConsumer
 from pubsub_redis.keys import look_key
 from tests.servers import RealServer, redis_server
@@ -60,7 +60,7 @@ def maintained(consumer: RedisConsumer, claim: Callable[[], bool]) -> None:
 def rounds(place: Place, consumer: RedisConsumer, count: int = 3) -> None:
     """Maintain for so many looks after everything."""
     for _ in range(count):
-        place.client.delete(look_key(place.namespace, consumer._concern))
+        place.client.delete(look_key(place.namespace, consumer._upkeep.concern))
         consumer._look_at = 0.0
         for group in consumer._groups.values():
             group.was_used = True
@@ -103,7 +103,7 @@ def test_what_is_settled_is_kept_for_looking_back(place: Place) -> None:
 
 
 def test_no_more_than_so_many_settled_messages_are_kept(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(consumer_module, "MOST_RETAINED", 250)
+    monkeypatch.setattr(upkeep_module, "MOST_RETAINED", 250)
     broker = keep(place, 3600)
     consumer = place.joined(broker)
     published = publish(broker, 1000)
@@ -240,12 +240,12 @@ def test_dead_letters_are_kept_for_a_time_of_their_own(place: Place) -> None:
     publish(broker, 2)
     first, second = place.take(consumer, 2)
     consumer.dead_letter(first, REASON)
-    consumer._tidy_at = 0.0
+    consumer._upkeep.tidy_at = 0.0
     rounds(place, consumer, 1)
     assert len(broker.dead_letters(BILLING)) == 1
     pass_time(place, 0.5)
     consumer.dead_letter(second, REASON)
-    consumer._tidy_at = 0.0
+    consumer._upkeep.tidy_at = 0.0
     rounds(place, consumer, 1)
     assert [one.message.id for one in broker.dead_letters(BILLING)] == [second.message.id]
 
@@ -265,7 +265,7 @@ def test_what_is_known_of_failures_is_forgotten_with_the_message(place: Place) -
     place.client.xack(
         place.stream, "billing", str(again[2].message.position)
     )  # as if we had died before the second step
-    consumer._tidy_at = 0.0
+    consumer._upkeep.tidy_at = 0.0
     rounds(place, consumer)
     assert entries(place, failures) == 1
 
@@ -280,7 +280,7 @@ def test_a_group_that_nobody_consumes_is_reported_once(place: Place, caplog: pyt
     consumer.ack(place.take(consumer, 2))
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            consumer._tidy_at = 0.0
+            consumer._upkeep.tidy_at = 0.0
             rounds(place, consumer)
     reports = [one.getMessage() for one in caplog.records if "nobody consumes" in one.getMessage()]
     assert len(reports) == 1

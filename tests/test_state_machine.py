@@ -537,9 +537,9 @@ class RedisWorld(World):
         consumer = looker.consumer
         assert isinstance(consumer, RedisConsumer)
         for _ in range(2):  # a heartbeat apart
-            consumer._suspects = {one: since - HEARTBEAT for one, since in consumer._suspects.items()}
+            consumer._upkeep.suspects = {one: since - HEARTBEAT for one, since in consumer._upkeep.suspects.items()}
             consumer._look_at = 0.0
-            self._client.delete(look_key(self.namespace, consumer._concern))
+            self._client.delete(look_key(self.namespace, consumer._upkeep.concern))
             consumer.maintain()
 
     def thaw(self, member: Member) -> None:
