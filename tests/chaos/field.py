@@ -290,11 +290,15 @@ class Field:
         """Let the work go on for a time that nobody knows in advance."""
         time.sleep(self.random.uniform(least, most))
 
+    def _lines(self) -> list[bytes]:
+        """The lines of the log, but for one that is being written just now."""
+        return self._log.read_bytes().rpartition(b"\n")[0].splitlines()
+
     def runs(self) -> list[Run]:
         """All runs so far, in the order of their beginning."""
         runs: list[Run] = []
         open_runs: dict[tuple[str, int, int], Run] = {}
-        for line in self._log.read_bytes().splitlines():
+        for line in self._lines():
             what, message_id, attempt, pid, moment = json.loads(line)
             if what == "start":
                 run = Run(message_id, attempt, pid, moment)
@@ -308,12 +312,12 @@ class Field:
 
     def noted(self, what: str) -> list[tuple[int, float]]:
         """The process and the time of each note of this kind."""
-        lines = map(json.loads, self._log.read_bytes().splitlines())
+        lines = map(json.loads, self._lines())
         return [(line[3], line[4]) for line in lines if line[0] == what]
 
     def messages_noted(self, what: str) -> list[str]:
         """The message of each note of this kind."""
-        return [line[1] for line in map(json.loads, self._log.read_bytes().splitlines()) if line[0] == what]
+        return [line[1] for line in map(json.loads, self._lines()) if line[0] == what]
 
     def ticks(self, schedule: str) -> list[int]:
         """The ticks that a schedule has fired, in seconds since 1970: what stands in its stream."""
