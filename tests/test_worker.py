@@ -1299,6 +1299,7 @@ def test_what_it_takes_to_log_and_settle_counts_as_time_of_the_handler(
     worker = Worker(pubsub, threads=1)
     monkeypatch.setattr(executor_module, "monotonic", lambda: now)
     monkeypatch.setattr(worker._executor, "_settle", takes_long)
+    monkeypatch.setattr(worker._executor, "_ack", takes_long)
     key = SubscriptionKey("orders", "billing")
     expires_at = datetime(2020, 1, 1, tzinfo=UTC) if outcome == "expired" else None
     message = Message("1", "orders", b"{}", datetime(2020, 1, 1, tzinfo=UTC), position="1", expires_at=expires_at)

@@ -67,6 +67,7 @@ class Executor:
         self._max_crashes = max_crashes
         self._consumer = consumer
         self._settler = settler
+        self._ack = settler.ack  # as `_settle` does it, without a call more: this is on the path of each message
         self._plans = {one.key: _plan(one, middleware, loop) for one in subscriptions}
 
     def execute(self, deliveries: Sequence[Delivery[bytes]]) -> float | None:
@@ -87,29 +88,34 @@ class Executor:
         if is_suspicious and self._refuse(delivery, plan):
             return monotonic() - started
         assert plan is not None  # noqa: S101  # what nobody subscribes is refused
-        before = AT_WORK.get()
         run, outcome, error = self._timeouts.run(
             deliveries, plan.subscription, started + plan.timeout, plan.attempt, delivery
         )
-        AT_WORK.set(before)
+        AT_WORK.set(None)
         if run.is_given_up:
             _log_late_end(delivery)
             return None
         if outcome is None:
             assert error is not None  # noqa: S101  # there is no third way to get here
             outcome = _failed(delivery.message, plan.subscription, error)
+        if self._observe is not None or log.isEnabledFor(logging.INFO):
+            self._tell(delivery, plan.subscription, outcome, started)
+        if outcome is ACKED:
+            self._ack(deliveries)
+        else:
+            self._settle(deliveries, outcome)
+        return monotonic() - started  # with what it took to log, count and settle it
+
+    def _tell(self, delivery: Delivery[bytes], subscription: Subscription, outcome: Outcome, started: float) -> None:
         seconds = monotonic() - started
         if self._observe is not None:
             self._observe((delivery, outcome, started, seconds))
         if log.isEnabledFor(logging.INFO):
-            _log_settled(delivery.message, plan.subscription, outcome, seconds)
-        self._settle(deliveries, outcome)
-        return monotonic() - started  # with what it took to log, count and settle it
+            _log_settled(delivery.message, subscription, outcome, seconds)
 
     def _execute_batch(self, deliveries: Sequence[Delivery[bytes]], plan: "_Plan") -> float | None:
         """Handle several in one call, and settle each as if it had been alone."""
         started = monotonic()
-        before = AT_WORK.get()
         AT_WORK.set(None)  # it is none of them
         if plan.give is not None:
             batch = Batch(deliveries, lambda one: plan.read(one.message), plan.give)
@@ -122,7 +128,7 @@ class Executor:
         run, is_done, error = self._timeouts.run(
             deliveries, plan.subscription, started + plan.timeout, Batch.attempt, batch
         )
-        AT_WORK.set(before)
+        AT_WORK.set(None)
         if run.is_given_up:
             _log_late_end(deliveries[0])
             return None

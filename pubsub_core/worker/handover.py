@@ -26,7 +26,7 @@ _WEIGHT = 0.2  # of the newest duration in the pace
 # for so many times the pace at most, and a bit.
 _TURNS = 0.05
 _JUMP, _BIT = 8.0, 50e-6
-_STALLED = 1.0  # seconds in which a subscription with something waiting started nothing
+_STALLED = 0.9  # seconds in which a subscription with something waiting started nothing: from one look to the next
 
 
 @dataclass(slots=True)
@@ -45,7 +45,8 @@ class _Line:
     is_up: bool = False  # it is among the turns
     is_asked_for: bool = False  # by who reads now
     pace: float | None = None  # seconds a handler takes for one, lately
-    moved_at: float = 0.0  # when the first that waits came to be the first
+    first: Delivery[bytes] | None = None  # of what waited at the last look
+    first_since: float = 0.0  # and when it was seen so first
 
     def __post_init__(self) -> None:
         self.is_free = self.concurrency is None and self.batch == 1
@@ -58,6 +59,17 @@ class _Line:
             if seconds < _TURNS and seconds > _JUMP * pace + _BIT:
                 seconds = _JUMP * pace + _BIT
             self.pace = pace + _WEIGHT * (seconds - pace)
+
+    def stands_for(self, now: float) -> float:
+        """Return for how many seconds, as far as looks can tell, the first that waits has been the first."""
+        try:
+            first = self.waiting[0]
+        except IndexError:
+            self.first = None
+            return 0.0
+        if first is not self.first:
+            self.first, self.first_since = first, now
+        return now - self.first_since
 
     @property
     def in_hand(self) -> int:
@@ -136,10 +148,13 @@ class Handover:
             delivery = line.waiting.popleft()
         except IndexError:  # others take, too
             return ()
-        line.moved_at = monotonic()
         self._running[id(delivery)] = delivery  # first: whoever looks meanwhile finds one at work
         self._running.pop(id(done), None)
-        line.note_pace(seconds)
+        pace = line.pace
+        if pace is None or seconds > _JUMP * pace:
+            line.note_pace(seconds)
+        else:  # the same, without a call
+            line.pace = pace + _WEIGHT * (seconds - pace)
         return (delivery,)
 
     def _lead(self, credit: Credit) -> None:
@@ -151,8 +166,6 @@ class Handover:
                 self._is_led = False
                 for delivery in deliveries:
                     line = self._lines.get(delivery.subscription, self._unasked)
-                    if not line.waiting:
-                        line.moved_at = monotonic()
                     line.waiting.append(delivery)
                     if not line.is_up:
                         self._line_up(line)
@@ -180,7 +193,6 @@ class Handover:
         if line.batch > 1:
             self._fill(taken, line)
         if line.waiting:
-            line.moved_at = monotonic()
             self._line_up(line)
         line.running += len(taken)
         if self._idle and (self._turns or not self._is_led):
@@ -246,9 +258,9 @@ class Handover:
         now = monotonic()
         with self._lock:
             for line in self._all:
+                stalled = line.stands_for(now)
                 if not line.waiting:
                     continue
-                stalled = now - line.moved_at
                 if stalled > _STALLED:
                     line.pace = max(line.pace or 0.0, stalled / line.batch)
                 keep = 0 if stalled > _STALLED else max(self._threads * line.batch, 2 * self._ahead(line))

@@ -19,7 +19,7 @@ from pubsub_core.clock import MovableClock
 from pubsub_core.errors import BrokerError, InvalidPayload, NeverIdle, PubSubError, Undecodable, WorkerError
 from pubsub_core.message import Delivery, SubscriptionKey
 from pubsub_core.middleware import HandleNext
-from pubsub_core.outcome import Acked, DeadLettered, Dropped, Outcome, Released, Retried
+from pubsub_core.outcome import ACKED, Acked, DeadLettered, Dropped, Outcome, Released, Retried
 from pubsub_core.pubsub import PubSub
 from pubsub_core.retry import RetryPolicy
 from pubsub_core.schedule import Scheduler
@@ -295,6 +295,7 @@ class _Executor(Executor):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self._ack = lambda deliveries: self._settle(deliveries, ACKED)
         self.settled: list[_Settled] = []
 
     def intercepted_by(self, intercept: Callable[[Delivery[bytes], Outcome], bool]) -> "_Executor":

@@ -104,7 +104,10 @@ class Timeouts:
             self._here.run = run = Run(deliveries, subscription, deadline)
             self._runs.add(run)
         else:  # no lock: nobody looks at one that is finished
-            run.deliveries, run.subscription, run.deadline, run.put_off = deliveries, subscription, deadline, 0.0
+            run.deliveries = deliveries
+            run.subscription = subscription
+            run.deadline = deadline
+            run.put_off = 0.0
         result: T | None = None
         error: BaseException | None = None
         try:
