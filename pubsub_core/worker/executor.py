@@ -98,20 +98,15 @@ class Executor:
         if outcome is None:
             assert error is not None  # noqa: S101  # there is no third way to get here
             outcome = _failed(delivery.message, plan.subscription, error)
-        if self._observe is not None or log.isEnabledFor(logging.INFO):
-            self._tell(delivery, plan.subscription, outcome, started)
+        if self._observe is not None:
+            self._observe((delivery, outcome, started, monotonic() - started))
+        if log.isEnabledFor(logging.INFO):
+            _log_settled(delivery.message, plan.subscription, outcome, monotonic() - started)
         if outcome is ACKED:
             self._ack(deliveries)
         else:
             self._settle(deliveries, outcome)
         return monotonic() - started  # with what it took to log, count and settle it
-
-    def _tell(self, delivery: Delivery[bytes], subscription: Subscription, outcome: Outcome, started: float) -> None:
-        seconds = monotonic() - started
-        if self._observe is not None:
-            self._observe((delivery, outcome, started, seconds))
-        if log.isEnabledFor(logging.INFO):
-            _log_settled(delivery.message, subscription, outcome, seconds)
 
     def _execute_batch(self, deliveries: Sequence[Delivery[bytes]], plan: "_Plan") -> float | None:
         """Handle several in one call, and settle each as if it had been alone."""
