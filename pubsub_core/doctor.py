@@ -137,7 +137,7 @@ def _clock(pubsub: PubSub) -> Iterator[Finding]:
 
 
 def _topics(pubsub: PubSub, inspector: Inspector) -> Iterator[Finding]:
-    subscriptions = {one.key for one in pubsub.subscriptions()}
+    subscriptions = {one.key: one.start for one in pubsub.subscriptions()}
     declared = {one.name for one in pubsub.topics}
     named = inspector.topics()
     seen: set[SubscriptionKey] = set()
@@ -161,7 +161,7 @@ def _topics(pubsub: PubSub, inspector: Inspector) -> Iterator[Finding]:
         for state in states:
             yield from _group(pubsub, state, subscriptions, inspector)
         yield from growth
-    for key in sorted(subscriptions - seen):
+    for key in sorted(subscriptions.keys() - seen):
         if key.topic in unknown:
             continue
         yield Finding(
@@ -228,7 +228,7 @@ def _leftovers(pubsub: PubSub, broker: Searchable) -> Iterator[Finding]:
 
 
 def _group(
-    pubsub: PubSub, state: GroupState, subscriptions: set[SubscriptionKey], inspector: Inspector
+    pubsub: PubSub, state: GroupState, subscriptions: Mapping[SubscriptionKey, object], inspector: Inspector
 ) -> Iterator[Finding]:
     key = state.key
     waiting = state.lag.at_least + state.pending
@@ -259,7 +259,7 @@ def _group(
             "what is published will wait",
             f"start a worker, or if the group is not needed any more: remove-group {key.topic} {key.group}",
         )
-    until, start = state.passes_over_until, {one.key: one.start for one in pubsub.subscriptions()}.get(key)
+    until, start = state.passes_over_until, subscriptions.get(key)
     if until is not None and not (isinstance(start, datetime) and until <= start):
         yield Finding(
             "error",
