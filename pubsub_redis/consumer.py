@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal
@@ -224,7 +224,7 @@ class RedisConsumer:
             has_backlog = len(reads) > 1 and any(group.is_hot for group, _ in wanted)
             if self._ahead is not None:
                 more = [] if is_due or now >= deadline else reads
-                received = self._collect(self._ahead, more, dict(_by_key(wanted)), done)
+                received = self._collect(self._ahead, more, {group.key: count for group, count in wanted}, done)
                 if not received and self._is_certain:  # that was asked for some time ago: there may be something by now
                     done = []
                     continue
@@ -392,10 +392,9 @@ class RedisConsumer:
         if not more:
             return
         if group.is_paused:
-            self._hand_back(group, [(_position(one), one.message.attempt) for one in more])
+            self._hand_back(group, _entries_of(more))
             return
-        for one in more:
-            group.held[_position(one)] = one.message.attempt
+        group.held.update(_entries_of(more))
         self._unparked += more
         self._kept_at = time.monotonic()
 
@@ -621,7 +620,7 @@ class RedisConsumer:
                 if group.is_paused:
                     paused = [one for one in received if one.subscription == key]
                     self._forget(self._by_group(paused))  # some may be held: they were kept back
-                    self._hand_back(group, [(_position(one), one.message.attempt) for one in paused])
+                    self._hand_back(group, _entries_of(paused))
         return kept
 
     def _subscribed(self) -> Link | None:
@@ -750,10 +749,7 @@ class RedisConsumer:
 
     def _forget_unparked(self, received: Deliveries) -> None:
         """Note that others may have what was kept back or could not be parked, also what was just to be handed out."""
-        for one in (*self._unparked, *received):
-            held = self._groups[one.subscription].held
-            if held.get(_position(one)) == one.message.attempt:
-                del held[_position(one)]
+        self._forget(self._by_group([*self._unparked, *received]))
         self._unparked.clear()
         self._kept_at = math.inf
 
@@ -824,8 +820,8 @@ class RedisConsumer:
 
     def _park(self, deliveries: Sequence[Delivery[bytes]], delay: float, *, counts: bool) -> list[bytes]:
         lost = []
-        for group, positions, those in self._by_group(deliveries):
-            entries = [*zip(positions, (one.message.attempt for one in those), strict=True)]
+        for group, _, those in self._by_group(deliveries):
+            entries = _entries_of(those)
             for start in range(0, len(entries), 200):
                 command = self._park_command(group, delay, entries[start : start + 200], counts=counts)
                 lost += self._call(command, "giving back")
@@ -1018,10 +1014,6 @@ def _reads(wanted: Sequence[tuple[Group, int]]) -> list[_Read]:
     return reads
 
 
-def _by_key(wanted: Sequence[tuple[Group, int]]) -> Iterator[tuple[SubscriptionKey, int]]:
-    return ((group.key, count) for group, count in wanted)
-
-
 def _merged(reads: Sequence[_Read]) -> list[_Read]:
     """Return one read for each node and group, to block on."""
     by_place: dict[tuple[Node, str], _Read] = {}
@@ -1063,6 +1055,11 @@ def _by_subscription(deliveries: Sequence[Delivery[bytes]]) -> Iterable[tuple[Su
             those = found.setdefault(last, [])
         those.append(one)
     return found.items()
+
+
+def _entries_of(deliveries: Deliveries) -> list[tuple[str, int]]:
+    """Return the position and the attempt of each."""
+    return [*zip(map(_POSITION, deliveries), map(_ATTEMPT, deliveries), strict=True)]
 
 
 def _position(delivery: Delivery[bytes]) -> str:
