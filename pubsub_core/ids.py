@@ -4,28 +4,27 @@ import os
 import random
 import threading
 from datetime import UTC, datetime
-from itertools import count
 
 from pubsub_core.clock import Clock
 
 _RAND_B = (1 << 62) - 1
 _VARIANT = 1 << 63
-_LAST = (1 << 48) - 1  # the bits after the last hyphen
+_ENDS = tuple(f"{end:02x}" for end in range(256))
 _NEVER = datetime.fromtimestamp(0, UTC)
 
 
 class _Span:
-    """The ids of one millisecond that are the same up to their last hyphen. To take the next needs no lock."""
+    """The ids of one millisecond that are the same up to their last two digits. To take the next needs no lock."""
 
-    __slots__ = ("head", "milliseconds", "moment", "next_tail", "upper")
+    __slots__ = ("ids", "milliseconds", "moment", "upper")
 
     def __init__(self, milliseconds: int, moment: datetime, tail: int) -> None:
         self.milliseconds = milliseconds
         self.moment = moment
-        self.upper = tail >> 48
-        middle = (_VARIANT | tail & _RAND_B) >> 48
-        self.head = f"{milliseconds >> 16:08x}-{milliseconds & 0xFFFF:04x}-7{tail >> 62:03x}-{middle:04x}-"
-        self.next_tail = count(tail & _LAST).__next__
+        self.upper = tail >> 8
+        rest = f"{_VARIANT | tail & _RAND_B:016x}"
+        head = f"{milliseconds >> 16:08x}-{milliseconds & 0xFFFF:04x}-7{tail >> 62:03x}-{rest[:4]}-{rest[4:-2]}"
+        self.ids = map(head.__add__, _ENDS[tail & 255 :])
 
 
 class _Process:
@@ -45,7 +44,7 @@ class _Process:
                 moment = datetime.fromtimestamp(milliseconds / 1000, UTC)
                 self.span = _Span(milliseconds, moment, self._random.getrandbits(73))  # one bit of room to count up
             elif span is after:
-                self.span = _Span(span.milliseconds, span.moment, span.upper + 1 << 48)
+                self.span = _Span(span.milliseconds, span.moment, span.upper + 1 << 8)
 
 
 class IdMaker:
@@ -73,8 +72,8 @@ class IdMaker:
         now = int(self._clock.time() * 1000)
         while True:
             span = process.span
-            if now <= span.milliseconds and (tail := span.next_tail()) <= _LAST:
-                return "%s%012x" % (span.head, tail), span.moment  # noqa: UP031  # quicker than any other way
+            if now <= span.milliseconds and (new := next(span.ids, None)) is not None:
+                return new, span.moment
             process.begin(now, span)
 
 

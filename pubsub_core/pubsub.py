@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from pubsub_core.backends import masked
 from pubsub_core.broker import (
@@ -38,7 +38,7 @@ from pubsub_core.errors import (
 )
 from pubsub_core.headers import HeadersHook, inherited_headers, merged_headers
 from pubsub_core.ids import published_at
-from pubsub_core.message import NO_HEADERS, Message, SubscriptionKey, message_of
+from pubsub_core.message import Message, SubscriptionKey, message_of
 from pubsub_core.metrics import Metrics
 from pubsub_core.middleware import HandleMiddleware, PublishMiddleware, chain, refuse_async
 from pubsub_core.names import check_name, did_you_mean, is_name
@@ -431,8 +431,9 @@ class PubSub:
         fields = self._fields(runtime, topic, payload, key, headers, expires, id)
         name, own_id = fields["topic"], fields["id"]
         asked = self._durability(runtime, name, durability)
-        own = _terms(name, delay, at, expires, dedup)
-        terms = NO_TERMS if own is None else {own_id: own}
+        terms = NO_TERMS
+        if delay is not None or at is not None or dedup is not None:
+            terms = {own_id: _terms(name, delay, at, expires, dedup)}
         ids: Sequence[str] = (own_id,)
 
         def send(encoded: Message[bytes]) -> None:
@@ -480,36 +481,29 @@ class PubSub:
         id: str | None,
     ) -> dict[str, Any]:
         """Return the fields of a message that is to be published."""
-        name = topic.name if isinstance(topic, Topic) else (self._topics.get(topic) or self.topic(topic)).name
-        if isinstance(topic, Topic) and self._topics.get(name) is not topic:
+        declared = topic if isinstance(topic, Topic) else self._topics.get(topic) or self.topic(topic)
+        name = declared.name
+        if self._topics.get(name) is not declared:
             raise ConfigurationError(
                 f"{topic!r} was declared on another PubSub: publish it there, or declare it here too"
             )
-        if key is not None and not isinstance(key, str):
-            raise ValidationError(f"key={key!r} on topic {name!r}: a key is text")
+        fields = _FIELDS.copy()
+        fields["topic"] = name
+        fields["payload"] = payload
+        if key is not None:
+            if not isinstance(key, str):
+                raise ValidationError(f"key={key!r} on topic {name!r}: a key is text")
+            fields["key"] = key
         inherited = self._inherited_headers()
         if headers or inherited or self._header_hooks:
-            all_headers = merged_headers(name, headers, self._header_hooks, inherited)
-        else:
-            all_headers = NO_HEADERS
+            fields["headers"] = merged_headers(name, headers, self._header_hooks, inherited)
         if id is None:
-            id, now = runtime.make_id.with_moment()
+            fields["id"], fields["published_at"] = runtime.make_id.with_moment()
         else:
-            now = _moment_of(name, id)
-        return {
-            "id": id,
-            "topic": name,
-            "payload": payload,
-            "published_at": now,
-            "key": key,
-            "headers": all_headers,
-            "attempt": 1,
-            "group": None,
-            "source": "publish",
-            "position": None,
-            "expires_at": None if expires is None else _expiry(name, now, expires),
-            "scheduled_for": None,
-        }
+            fields["id"], fields["published_at"] = id, _moment_of(name, id)
+        if expires is not None:
+            fields["expires_at"] = _expiry(name, fields["published_at"], expires)
+        return fields
 
     def _through(self, runtime: Runtime, fields: dict[str, Any], send: Callable[[Message[bytes]], None]) -> None:
         """Have a message sent through the publish middleware."""
@@ -546,7 +540,8 @@ class PubSub:
                 f"PUBSUB_MAX_PAYLOAD={runtime.settings.max_payload:,}. Raise it, or publish where the payload is kept"
             )
         fields["payload"] = encoded
-        fields["headers"] = topic.versions.stamped(fields["headers"])
+        if fields["headers"] or topic.version > 1:
+            fields["headers"] = topic.versions.stamped(fields["headers"])
         return message_of(fields)
 
     # Looking, and mending
@@ -659,6 +654,11 @@ class PubSub:
             self._own_runtime.close()
 
 
+# All fields of a message that is published with a payload and nothing else: to copy them takes half the time of making
+# them, for each message.
+_FIELDS = vars(Message("", "", None, datetime.fromtimestamp(0, UTC)))
+
+
 class Batch:
     """Messages that are sent together. Not for use by several threads at once.
 
@@ -711,12 +711,15 @@ class Batch:
         """
         pubsub, runtime = self._pubsub, self._runtime
         fields = pubsub._fields(runtime, topic, payload, key, headers, expires, id)  # one unit with PubSub
-        name, own_id = fields["topic"], cast(str, fields["id"])
-        own = _terms(name, delay, at, expires, dedup)
+        name: str = fields["topic"]
+        own_id: str = fields["id"]
+        own = None
+        if delay is not None or at is not None or dedup is not None:
+            own = _terms(name, delay, at, expires, dedup)
         pubsub._through(runtime, fields, self._add)  # noqa: SLF001
         if own is not None:
             self._terms[own_id] = own
-        asked = self._durability or pubsub._durability(runtime, name, None)  # noqa: SLF001
+        asked = self._durability or pubsub._topics[name].durability or runtime.settings.durability  # noqa: SLF001
         if asked is not self._asked:
             self._asked |= asked
         if id is not None:
@@ -736,23 +739,25 @@ class Batch:
             # Looking for what may be stored takes as long as there is much behind it, so the rest goes on its own.
             numbers = [number for number, one in enumerate(self._waiting, 1) if one.id in self._doubtful]
             last = max(numbers, default=0)
-            parts = [(self._waiting[:last], True), (self._waiting[last:], False)]
+            for messages, again in ((self._waiting[:last], True), (self._waiting[last:], False)):
+                self._note_stored(dict(zip(_ids(messages), self._send(messages, again=again), strict=True)))
+            ids = tuple(self._stored[one] for one in self._added)
         else:
-            parts = [(self._waiting, bool(self._doubtful))]
-        for messages, again in parts:
-            if messages:
-                self._send(messages, again=again)
-        ids = tuple(self._stored[one] for one in self._added)
+            ids = tuple(self._send(self._waiting, again=bool(self._doubtful)))
         self._sent.extend(ids)
         self._forget()
         if self._runtime.settings.eager:
             self._pubsub._drain(self._runtime)  # noqa: SLF001
         return ids
 
-    def _send(self, messages: Sequence[Message[bytes]], *, again: bool) -> None:
-        broker, names = self._runtime.broker, [message.id for message in messages]
+    def _send(self, messages: Sequence[Message[bytes]], *, again: bool) -> Sequence[str]:
+        """Have messages stored, and return the ids that stand for them."""
+        if not messages:
+            return ()
         try:
-            ids = broker.publish(messages, self._asked, again=again, terms=self._terms)
+            ids = self._runtime.broker.publish(messages, self._asked, again=again, terms=self._terms)
+            if self._pubsub.metrics.is_counting:
+                self._pubsub.metrics.published(messages, ids)
         except BaseException as error:
             self._has_failed = True
             if isinstance(error, BrokerError | PublishUncertain) and len(set(self._added)) == len(self._added):
@@ -760,11 +765,9 @@ class Batch:
                 self._note_stored(error.stored)
                 self._doubtful.update(getattr(error, "message_ids", ()))
             else:  # also what is stored must be confirmed, or could be of another topic: look for all of it
-                self._doubtful.update(names)
+                self._doubtful.update(_ids(messages))
             raise
-        stored = dict(zip(names, ids, strict=True))
-        self._count(messages, stored)
-        self._note_stored(stored)
+        return ids
 
     def _count(self, messages: Sequence[Message[bytes]], stored: Mapping[str, str]) -> None:
         if not self._pubsub.metrics.is_counting:
@@ -796,6 +799,10 @@ class Batch:
             self.commit()
         else:
             self.discard()
+
+
+def _ids(messages: Sequence[Message[Any]]) -> list[str]:
+    return [message.id for message in messages]
 
 
 def _is_local(function: Callable[..., Any]) -> bool:
@@ -857,10 +864,8 @@ def _terms(
     at: datetime | None,
     expires: float | timedelta | None,
     dedup: Dedup | None,
-) -> Terms | None:
-    """Return when, and whether, a message is to be published; None: now, and in any case."""
-    if delay is None and at is None and dedup is None:
-        return None
+) -> Terms:
+    """Return when, and whether, a message is to be published."""
     if delay is not None and at is not None:
         raise ValidationError(f"delay={delay!r} and at={at!r} on topic {topic!r}: say one of them")
     wait = 0.0 if delay is None else _checked_seconds(topic, "delay", delay)

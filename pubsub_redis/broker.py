@@ -37,7 +37,7 @@ from pubsub_core.errors import (
 )
 from pubsub_core.message import Message
 from pubsub_redis.consumer import RedisConsumer
-from pubsub_redis.entry import add_command, entry_values, packed_add, read_delayed
+from pubsub_redis.entry import add_command, entry_values, packed_adds, read_delayed
 from pubsub_redis.faults import FOREIGN, broker_errors, translated
 from pubsub_redis.groups import due_prefix, room_of
 from pubsub_redis.inspector import RedisInspector
@@ -57,6 +57,7 @@ _FENCED = -2  # what the script says
 _CANNOT = (NotPermitted, Unsupported)  # kill a connection
 
 _PIECE = 64
+_LOOKED_FOR = 128  # messages at most: to be woken for the reply to more makes no difference
 _MULTI = b"*1\r\n$5\r\nMULTI\r\n"
 _EXEC = b"*1\r\n$4\r\nEXEC\r\n"
 
@@ -188,7 +189,7 @@ class RedisBroker(RedisInspector):
         topic = messages[0].topic if messages else ""
         if topic in self.options.topics and self.options.topics[topic].max_backlog is not None:
             return False
-        return len(messages) == 1 or all(message.topic == topic for message in messages)
+        return len(messages) == 1 or {message.topic for message in messages} == {topic}
 
     def _store_plain(self, messages: Sequence[Message[bytes]]) -> "Literal[True] | _Sent | None":
         """Store the messages of a topic, all or none, and return True; otherwise the connection on which they may have
@@ -207,21 +208,21 @@ class RedisBroker(RedisInspector):
                     return None
                 sent = (node, link.client_id, link.address)
                 count = len(messages)
+                looks = count <= _LOOKED_FOR and len(self._lent) == 1  # others who publish would be kept from running
                 if count == 1:
-                    link.send_packed([packed_add(packed_stream, messages[0])], 1)
-                    # Others who publish would be kept from running by one who looks.
-                    results = [link.read_soon() if len(self._lent) == 1 else link.read()]
+                    link.send_packed(packed_adds(packed_stream, messages), 1)
+                    results = link.read_many(1, looks=looks)
                 else:
                     link.send_packed(_in_pieces(packed_stream, messages), count + 2)
-                    begun, *queued, results = link.read_many(count + 2)
+                    begun, *queued, results = link.read_many(count + 2, looks=looks)
                     if isinstance(begun, Exception):  # not permitted, so they went without
                         results = queued
                     elif isinstance(results, Exception):
                         results = [results]
-                refused = sum(isinstance(one, Exception) for one in results)
-                if not refused:
+                if set(map(type, results)) == {bytes}:
                     return True
                 link.close()
+                refused = sum(isinstance(one, Exception) for one in results)
                 if refused == len(results):
                     sent = None
             finally:
@@ -841,7 +842,7 @@ def _in_pieces(stream: bytes, messages: Sequence[Message[bytes]]) -> Iterator[by
     """Pack a transaction piece by piece, so that the server reads the one while the next is packed."""
     before = _MULTI
     for at in range(0, len(messages), _PIECE):
-        packed = [packed_add(stream, message) for message in messages[at : at + _PIECE]]
+        packed = packed_adds(stream, messages[at : at + _PIECE])
         yield b"".join([before, *packed, b"" if at + _PIECE < len(messages) else _EXEC])
         before = b""
 

@@ -5,7 +5,7 @@ stream. Any other entry was written by another program: its fields, as a JSON ob
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -38,25 +38,33 @@ def add_command(stream: str, message: Message[bytes]) -> Command:
     return ("XADD", stream, "*", *entry_fields(message))
 
 
-def packed_add(stream: bytes, message: Message[bytes]) -> bytes:
-    """Return the XADD of a message as it goes over the wire (RESP): `add_command`, packed."""
-    if not message.headers and message.key is None and _is_plain(message):  # as nearly all are
+def packed_adds(stream: bytes, messages: Iterable[Message[bytes]]) -> list[bytes]:
+    """Return the XADDs of messages as they go over the wire (RESP): `add_command` of each, packed."""
+    begin = _BEGIN % (len(stream), stream)
+    packed: list[bytes] = []
+    for message in messages:
         message_id, payload = message.id.encode(), message.payload
-        return _ADD_PLAIN % (len(stream), stream, len(message_id), message_id, len(payload), payload)
-    message_id, payload, key, headers, source = map(_as_bytes, entry_values(message))
-    return _ADD % (
-        len(stream), stream, len(message_id), message_id, len(payload), payload, len(key), key, len(headers), headers,
-        len(source), source,
-    )  # fmt: skip
+        if (
+            not message.headers
+            and message.key is None
+            and message.source == "publish"
+            and message.expires_at is None
+            and len(message_id) == 36
+        ):  # as nearly all are
+            packed.append(b"%b%b\r\n$7\r\npayload\r\n$%d\r\n%b%b" % (begin, message_id, len(payload), payload, _END))
+        else:
+            values = [one.encode() if isinstance(one, str) else one for one in entry_values(message)]
+            packed.append(_ADD % (len(stream), stream, *(part for one in values for part in (len(one), one))))
+    return packed
 
 
-def _as_bytes(text: str | bytes) -> bytes:
-    return text.encode() if isinstance(text, str) else text
-
-
-_ADD_FIRST = b"*13\r\n$4\r\nXADD\r\n$%d\r\n%b\r\n$1\r\n*\r\n$2\r\nid\r\n$%d\r\n%b\r\n$7\r\npayload\r\n$%d\r\n%b\r\n"
-_ADD = _ADD_FIRST + b"$3\r\nkey\r\n$%d\r\n%b\r\n$7\r\nheaders\r\n$%d\r\n%b\r\n$6\r\nsource\r\n$%d\r\n%b\r\n"
-_ADD_PLAIN = _ADD_FIRST + b"$3\r\nkey\r\n$0\r\n\r\n$7\r\nheaders\r\n$0\r\n\r\n$6\r\nsource\r\n$0\r\n\r\n"
+_XADD = b"*13\r\n$4\r\nXADD\r\n$%d\r\n%b\r\n$1\r\n*\r\n$2\r\nid\r\n"
+_BEGIN = _XADD + b"$36\r\n"
+_END = b"\r\n$3\r\nkey\r\n$0\r\n\r\n$7\r\nheaders\r\n$0\r\n\r\n$6\r\nsource\r\n$0\r\n\r\n"
+_ADD = (
+    _XADD + b"$%d\r\n%b\r\n$7\r\npayload\r\n$%d\r\n%b\r\n$3\r\nkey\r\n$%d\r\n%b\r\n"
+    b"$7\r\nheaders\r\n$%d\r\n%b\r\n$6\r\nsource\r\n$%d\r\n%b\r\n"
+)
 
 
 def entry_fields(message: Message[bytes], only: str | None = None) -> tuple[str | bytes, ...]:

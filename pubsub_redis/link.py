@@ -25,7 +25,8 @@ from pubsub_redis.faults import FOREIGN, translated
 
 Command = tuple[str | bytes | int, ...]
 
-_LOOK_FOR = 100e-6  # seconds in which a server nearby has answered
+_LOOK_FOR = 100e-6  # seconds in which a server nearby has answered,
+_LOOK_LONGER = 2e-6  # and by which it takes longer for each further command
 _BLIND_FOR = 32  # replies that are not looked for after one that did not come in time
 
 _CLIENT_ID = re.compile(rb"(?:^| )id=(\d+)")
@@ -175,8 +176,8 @@ class Link:
             self._unread -= 1
         return reply
 
-    def read_soon(self) -> Any:
-        """Read one reply, as `read` does, that a server nearby gives at once.
+    def look(self, commands: int = 1) -> None:
+        """Wait for the reply to so many commands if a server nearby gives it at once; it is not read.
 
         To fall asleep and be woken takes longer than such a reply, and as much of the processor as to look for it again
         and again meanwhile. After a look in vain the next few replies are slept for: the server is far, or busy, or has
@@ -185,24 +186,30 @@ class Link:
         if self._blind_for:
             self._blind_for -= 1
         elif (poll := self._poll) is not None:
-            until = time.perf_counter() + _LOOK_FOR
+            until = time.perf_counter() + _LOOK_FOR + _LOOK_LONGER * (commands - 1)
             while not poll(0):
                 if time.perf_counter() > until:
                     self._blind_for = _BLIND_FOR
                     break
-        return self.read()
 
-    def read_many(self, count: int) -> list[Any]:
-        """Read so many replies, as `read` does each. What has come with others is taken from the parser at once."""
+    def read_many(self, count: int, *, looks: bool = False) -> list[Any]:
+        """Read so many replies, as `read` does each. What has come with others is taken from the parser at once.
+
+        With `looks` they are looked for.
+        """
         replies: list[Any] = []
         while len(replies) < count:
+            if looks:
+                self.look(count - len(replies))
             replies.append(self.read())
             reader = getattr(self._connection._parser, "_reader", None)  # noqa: SLF001  # without it, one by one
             if reader is None:
                 continue
-            while len(replies) < count and (reply := reader.gets()) is not NOT_ENOUGH_DATA:
+            gets, more = reader.gets, count - len(replies)
+            while more and (reply := gets()) is not NOT_ENOUGH_DATA:
+                more -= 1
                 self._unread -= 1
-                if isinstance(reply, theirs.ConnectionError):
+                if type(reply) is not bytes and isinstance(reply, theirs.ConnectionError):
                     raise reply
                 replies.append(reply)
         return replies
