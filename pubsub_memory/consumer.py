@@ -150,7 +150,8 @@ class MemoryConsumer:
     def _settle(self, deliveries: Sequence[Delivery[bytes]]) -> None:
         for delivery in deliveries:
             self._groups[delivery.subscription].settle(delivery.message.position)
-            self._forget(delivery)
+            if delivery.crashes:
+                self._forget(delivery)
 
     def _forget(self, delivery: Delivery[bytes]) -> None:
         """Note that a delivery is held no more. After a suspect another one may be had."""

@@ -13,7 +13,7 @@ from weakref import WeakSet
 from pubsub_core.broker import ConsumerState, Count, DeadLetter, GroupState, ScheduleKey, Standing, Start
 from pubsub_core.clock import moment_at
 from pubsub_core.message import DeadLetterReason, Delivery, Message, SubscriptionKey
-from pubsub_memory.handover import hand_over
+from pubsub_memory.handover import hand_over, hand_over_new
 
 KEPT_FOR_LOOKING_BACK = 1000
 """How many messages of a topic are kept at most although every group has been handed them."""
@@ -202,14 +202,14 @@ class Group:
     def take(self, owner: Owner, count: int, now: float) -> list[Delivery[bytes]]:
         """Hand out what is due, then what is new, `count` in all at most."""
         taken = self._take_due(self._due, owner, count, now) if self._due else []
-        log, held, key = self.log, self.held, self._key
-        entries = log.entries
+        log, held = self.log, self.held
         upto = min(log.end, self.next + count - len(taken))
-        for number in range(self.next, upto):
-            position = str(number)
-            delivery = hand_over(entries[number][1], key, 1, position)
+        numbers = range(self.next, upto)
+        positions = [*map(str, numbers)]
+        new = hand_over_new([log.entries[number][1] for number in numbers], positions, self._key)
+        for position, delivery in zip(positions, new, strict=True):
             held[position] = (owner, delivery, now)
-            taken.append(delivery)
+        taken += new
         self.next = upto
         if upto - log.first > KEPT_FOR_LOOKING_BACK:
             log.trim()
