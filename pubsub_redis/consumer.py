@@ -334,7 +334,8 @@ class RedisConsumer:
             self._check_all(self._link(node, "").ask(commands))
         self._forget(done, settled=True)
         ready, is_woken = self._wait([link for _, link in asked], wait)
-        self._call_off([(read, link) for read, link in asked if link not in ready])
+        if len(ready) < len(asked):
+            self._call_off([(read, link) for read, link in asked if link not in ready])
         received: Deliveries = []
         self._note_all([read for read, _ in asked], [link.read() for _, link in asked], received)
         more = None if is_woken else self._next_ahead(reads)
@@ -439,13 +440,19 @@ class RedisConsumer:
             return answered, self._take_wake_up() if self._is_woken else False
         poll = select.poll()
         by_fd = {link.fileno(): link for link in links}
-        for fd in [*by_fd, self._wake_out.fileno(), *([self._control.fileno()] if self._control else [])]:
+        wakes = self._wake_out.fileno()
+        for fd in [*by_fd, wakes, *([self._control.fileno()] if self._control else [])]:
             poll.register(fd, select.POLLIN)
-        events = {fd for fd, _ in poll.poll(wait * 1000)}
-        ready = [link for fd, link in by_fd.items() if fd in events]
-        if self._wake_out.fileno() in events:
-            return ready, self._take_wake_up()
-        if self._control is not None and self._control.fileno() in events:
+        ready: list[Link] = []
+        others: list[int] = []
+        for fd, _ in poll.poll(wait * 1000):
+            if fd in by_fd:
+                ready.append(by_fd[fd])
+            else:
+                others.append(fd)
+        if others:
+            if wakes in others:
+                return ready, self._take_wake_up()
             self._read_control()
         return ready, False
 
@@ -1028,7 +1035,9 @@ def _merged(reads: Sequence[_Read]) -> list[_Read]:
 def _is_not_newer(entry_id: bytes, other: bytes) -> bool:
     if not other:
         return False
-    return tuple(map(int, entry_id.split(b"-"))) <= tuple(map(int, other.split(b"-")))
+    (time, _, number), (other_time, _, other_number) = entry_id.partition(b"-"), other.partition(b"-")
+    # Of numbers without zeros before them the longer one is more.
+    return (len(time), time, len(number), number) <= (len(other_time), other_time, len(other_number), other_number)
 
 
 def _suspects_at(group: Group) -> float:
@@ -1046,6 +1055,8 @@ _CRASHES: Callable[[Delivery[bytes]], int] = attrgetter("crashes")
 
 
 def _by_subscription(deliveries: Sequence[Delivery[bytes]]) -> Iterable[tuple[SubscriptionKey, Deliveries]]:
+    if len(deliveries) == 1:
+        return [(deliveries[0].subscription, [*deliveries])]
     found: dict[SubscriptionKey, Deliveries] = {}
     last: SubscriptionKey | None = None
     those: Deliveries = []

@@ -143,6 +143,23 @@ def read_entry(topic: str, group: str, entry_id: bytes, values: list[bytes], att
     )
 
 
+# All fields of a message of ours that was simply published.
+_FIELDS: dict[str, Any] = {
+    "id": "",
+    "topic": "",
+    "payload": b"",
+    "published_at": None,
+    "key": None,
+    "headers": NO_HEADERS,
+    "attempt": 1,
+    "group": "",
+    "source": "publish",
+    "position": "",
+    "expires_at": None,
+    "scheduled_for": None,
+}
+
+
 def read_new(
     key: SubscriptionKey, entries: Sequence[tuple[bytes, list[bytes]]]
 ) -> tuple[list[Delivery[bytes]], list[bytes]]:
@@ -150,21 +167,10 @@ def read_new(
 
     As `read_entry` for each; but of entries of ours, as nearly all are, a good deal quicker.
     """
+    global _latest  # noqa: PLW0603  # one value, replaced as a whole: any thread may
     topic, group = key
-    usual: dict[str, Any] = {
-        "id": "",
-        "topic": topic,
-        "payload": b"",
-        "published_at": None,
-        "key": None,
-        "headers": NO_HEADERS,
-        "attempt": 1,
-        "group": group,
-        "source": "publish",
-        "position": "",
-        "expires_at": None,
-        "scheduled_for": None,
-    }
+    usual = _FIELDS.copy()
+    usual["topic"], usual["group"] = topic, group
     messages: list[dict[str, Any]] = []
     foreign: list[bytes] = []
     latest, moment = _latest
@@ -172,6 +178,9 @@ def read_new(
         try:
             id_name, id_, payload_name, payload, _, entry_key, headers_name, headers, _, words = values
             message_id = id_.decode()
+            if not message_id.startswith(latest) and message_id[13:15] == "-7":
+                moment = published_at(message_id)
+                latest = message_id[:15]
         except ValueError:
             message_id = ""
         if (
@@ -192,7 +201,7 @@ def read_new(
             foreign.append(entry_id)
         else:
             messages.append(vars(read_entry(topic, group, entry_id, values, 1)))
-            latest, moment = _latest
+    _latest = latest, moment
     return first_deliveries_of(messages, key), foreign
 
 

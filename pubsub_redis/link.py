@@ -87,6 +87,7 @@ class Link:
         self._rests_since = 0.0
         self._poll: Callable[[int], Sequence[object]] | None = None  # of the socket; None where looking is no use
         self._blind_for = 0
+        self._reader: Any = None  # hiredis's, of the connection as it is; None where it has none
 
     @property
     def is_open(self) -> bool:
@@ -111,6 +112,7 @@ class Link:
         connection.socket_timeout = connection.socket_connect_timeout = timeout
         try:
             connection.connect()
+            self._reader = getattr(connection._parser, "_reader", None)  # noqa: SLF001  # that of fakeredis is not used
             self.send([("CLIENT", "INFO"), ("PING",)])
             about, pong = self.read(), self.read()
             is_hidden = isinstance(about, theirs.NoPermissionError)
@@ -168,10 +170,21 @@ class Link:
 
     def read(self) -> Any:
         """Read one reply. An error that the server answers with is returned, a broken connection raised."""
+        # As redis-py does it, but for errors, timeouts of its own and pushes, none of which come here.
+        reader = self._reader
         try:
-            reply = self._connection.read_response()
+            if reader is None:
+                reply = self._connection.read_response()
+            else:
+                while (reply := reader.gets()) is NOT_ENOUGH_DATA:
+                    self._connection._parser.read_from_socket()  # noqa: SLF001
+                if isinstance(reply, theirs.ConnectionError):
+                    raise reply
         except theirs.ResponseError as error:
             reply = error
+        except BaseException:
+            self._connection.disconnect()
+            raise
         if self._unread:  # what a subscription brings was not asked for
             self._unread -= 1
         return reply
@@ -202,8 +215,8 @@ class Link:
             if looks:
                 self.look(count - len(replies))
             replies.append(self.read())
-            reader = getattr(self._connection._parser, "_reader", None)  # noqa: SLF001  # without it, one by one
-            if reader is None:
+            reader = self._reader
+            if reader is None:  # one by one, then
                 continue
             gets, more = reader.gets, count - len(replies)
             while more and (reply := gets()) is not NOT_ENOUGH_DATA:
@@ -252,7 +265,7 @@ class Link:
         """Disconnect. Idempotent."""
         self.client_id = self._unread = 0
         self.address = b""
-        self._poll = None
+        self._poll = self._reader = None
         self.confirms.clear()
         self._connection.disconnect()
 

@@ -1,16 +1,18 @@
 """Each delivery goes to one thread, or back; whoever looks meanwhile."""
 
+import ctypes
 import sys
 import threading
+import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 
 import pytest
 
 from pubsub_core import Message, PubSub, SubscriptionKey
 from pubsub_core.message import Delivery, delivery_of
-from pubsub_core.worker.handover import Credit, Handover
+from pubsub_core.worker.handover import Credit, Handover, _Idle
 
 TOPICS = ("orders", "invoices")
 WITHIN = 20.0
@@ -147,3 +149,49 @@ def test_one_that_takes_long_counts_fully_unless_it_may_have_waited_for_the_othe
         taken = handover.next(taken, 30e-6)
     handover.next(taken, seconds)
     assert least <= asked[-1] <= most
+
+
+class Interrupted(BaseException):
+    pass
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WITHIN
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_who_is_interrupted_as_he_is_woken_passes_it_on() -> None:
+    """As by a timeout that comes late: otherwise what he was woken for would wait for the next that comes."""
+    lock = threading.Lock()
+    idle = _Idle(lock)
+    woken: list[str] = []
+
+    def wait() -> None:
+        try:
+            with lock:
+                idle.wait()
+            woken.append("woken")
+        except Interrupted:
+            woken.append("interrupted")
+
+    threads = [threading.Thread(target=wait, daemon=True) for _ in range(3)]
+    for number, thread in enumerate(threads, 1):
+        thread.start()
+        wait_until(lambda number=number: len(idle._asleep) == number)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(threads[0].ident or 0), ctypes.py_object(Interrupted))
+
+    with lock:
+        idle.wake_one()
+    threads[0].join(WITHIN)
+    threads[1].join(WITHIN)
+    assert sorted(woken) == ["interrupted", "woken"]
+    assert threads[2].is_alive()
+
+    with lock:
+        idle.wake_all()
+        idle.wake_one()  # nobody is asleep
+    threads[2].join(WITHIN)
+    assert sorted(woken) == ["interrupted", "woken", "woken"]
+    assert not lock.locked()

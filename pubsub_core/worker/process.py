@@ -282,9 +282,10 @@ class Worker:
             self._executor.release(deliveries)
             self._look_now.set()  # the consumer may have more
             return ()
-        was_asked_for_all = all(count > 0 for count in credit.values())  # what is not asked for does not come
-        if self._is_burst and not deliveries and was_asked_for_all and self._handover.is_empty:
-            self.stop()
+        if self._is_burst and not deliveries:
+            was_asked_for_all = all(count > 0 for count in credit.values())  # what is not asked for does not come
+            if was_asked_for_all and self._handover.is_empty:
+                self.stop()
         return deliveries
 
     def _note_failed_read(self, error: BrokerError) -> None:
