@@ -1,6 +1,7 @@
 """What is particular to Redis: its connections, its keys, and what is left after the network or a server failed."""
 
 import os
+import sys
 import threading
 import time
 import traceback
@@ -352,6 +353,30 @@ def test_frozen_server_is_unavailable_or_uncertain_within_the_publish_timeout(
     assert between - before < WITHIN / 2
     assert time.monotonic() - between < WITHIN / 2
     assert uncertain.value.message_ids == tuple(one.id for one in sent)
+
+
+def test_frozen_server_neither_reads_nor_answers_and_the_kernel_ends_the_call(
+    own: RealServer, own_place: Place
+) -> None:
+    broker = own_place.broker(publish_timeout=0.4)
+    with broker.borrowed("") as one, broker.borrowed("") as other:
+        one.open()
+        other.open()
+        if sys.platform == "linux":
+            assert one._socket.gettimeout() is None, "Python asks before each call whether the socket is ready"
+        own.pause()
+
+        before = time.monotonic()
+        with pytest.raises(theirs.TimeoutError, match="Timeout reading from socket"):
+            one.ask([("PING",)])
+        between = time.monotonic()
+        with pytest.raises(theirs.TimeoutError, match="Timeout writing to socket"):
+            other.ask([("ECHO", "x" * 2**26)])
+
+        assert 0.2 <= between - before < WITHIN / 2
+        assert 0.2 <= time.monotonic() - between < WITHIN / 2
+        assert not one.is_open
+        assert not other.is_open
 
 
 def test_key_of_another_type_is_named(place: Place) -> None:
