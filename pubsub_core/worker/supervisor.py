@@ -21,7 +21,6 @@ from pubsub_core.metrics import Counts, Page
 from pubsub_core.worker.child import CRASHED, OK, USAGE, forget_exit_of_parent, leave, run_child
 from pubsub_core.worker.health import ProcessState, StallWatch, newest_looks, why_not_live, why_not_ready
 from pubsub_core.worker.options import LoadTarget, WorkerOptions
-from pubsub_core.worker.pages import address_of, listen, serve_pages
 from pubsub_core.worker.reload import CHANGED, check_reload, watch_for_changes
 from pubsub_core.worker.report import LOOK, Report, sums
 
@@ -67,7 +66,11 @@ def supervise(load: LoadTarget, options: WorkerOptions) -> int:
     if options.reload:
         check_reload()
     configure_logging(options.log_level, options.log_format, options.log_sample)
-    listener = None if options.health_port is None else listen(options.health_host, options.health_port)
+    listener = None
+    if options.health_port is not None:
+        from pubsub_core.worker.pages import listen  # an HTTP server, which every process would have in its memory
+
+        listener = listen(options.health_host, options.health_port)
     supervisor = _Supervisor(load, options, listener)
     with _signals(supervisor.on_signal) as wake:
         try:
@@ -327,6 +330,8 @@ class _Supervisor:
         if self._pages is not None and os.waitpid(self._pages.pid, os.WNOHANG)[0]:
             self._end_of_pages(self._pages)
         if self._pages is None and monotonic() >= self._pages_at:
+            from pubsub_core.worker.pages import serve_pages
+
             listener = self._listener
             try:
                 self._pages = self._forked(lambda pipe: serve_pages(listener, pipe))
@@ -342,6 +347,8 @@ class _Supervisor:
 
     def _say_where(self, listener: socket.socket) -> None:
         """Tell the address; whatever the level of the log, if nobody else knows which port was free."""
+        from pubsub_core.worker.pages import address_of
+
         text = "health and metrics at http://%s/readyz"
         if self._options.health_port or self._has_said_where:
             log.info(text, address_of(listener))
