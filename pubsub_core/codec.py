@@ -14,9 +14,8 @@ import pydantic
 import pydantic_core
 from pydantic import BaseModel, TypeAdapter
 
-from pubsub_core import strict_json
 from pubsub_core.errors import ConfigurationError, InvalidPayload, Undecodable, ValidationError
-from pubsub_core.strict_json import ToJson
+from pubsub_core.strict_json import ToJson, is_quick, to_json
 
 T = TypeVar("T")
 
@@ -127,7 +126,10 @@ class TypedJson(Generic[T]):
         try:
             if not (self._is_model and type(payload) is self.schema):
                 payload = self._validated(self.adapter, payload)
-            encoded = _to_json(write, payload)
+            try:
+                encoded = _to_json(write, payload)
+            except (TypeError, pydantic_core.PydanticSerializationError):  # whether it is one, and which, is said here:
+                encoded = _strictly_to_json(write, payload)
         except pydantic.ValidationError as error:
             problems = problems_of(error)
             raise ValidationError(
@@ -181,14 +183,7 @@ def _strictly_to_json(write: ToJson, payload: Any) -> bytes:
     return write(payload, warnings="error", by_alias=True)  # as `dump_json` does
 
 
-def _quickly_to_json(write: ToJson, payload: Any) -> bytes:
-    try:
-        return strict_json.to_json(write, payload)
-    except Exception:  # noqa: BLE001  # something may be wrong, which the other way says
-        return _strictly_to_json(write, payload)
-
-
-_to_json = _quickly_to_json if strict_json.is_quick else _strictly_to_json
+_to_json = to_json if is_quick else _strictly_to_json
 
 
 def codec_for(schema: Any) -> UntypedJson | TypedJson[Any]:

@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_serializer
 from typing_extensions import TypedDict
 
 from pubsub_core import strict_json
-from pubsub_core.codec import TypedJson, UntypedJson, _quickly_to_json, _strictly_to_json, codec_for, type_name
-from pubsub_core.errors import ConfigurationError, InvalidPayload, Undecodable, ValidationError
+from pubsub_core.codec import TypedJson, UntypedJson, _strictly_to_json, codec_for, type_name
+from pubsub_core.errors import ConfigurationError, HandlerTimeout, InvalidPayload, Undecodable, ValidationError
 
 
 class Order(BaseModel):
@@ -392,7 +392,7 @@ def test_writers_are_strict(schema: Any, payload: Any, problem: str) -> None:
 
 
 @pytest.mark.parametrize("filter_", ["ignore", "once", "default", "error"])
-@pytest.mark.parametrize("write", [_quickly_to_json, _strictly_to_json])
+@pytest.mark.parametrize("write", [strict_json.to_json, _strictly_to_json])
 def test_model_that_was_changed_to_hold_something_else_is_refused(
     write: Any, filter_: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -413,6 +413,22 @@ def test_model_that_was_changed_to_hold_something_else_is_refused(
 def test_wrong_values_are_refused_without_asking_pydantic_for_errors() -> None:
     """Which takes longer than to write the JSON. Should it ever not work, then the slow way is taken."""
     assert strict_json.is_quick
+
+
+def test_what_interrupts_is_passed_on() -> None:
+    """A timeout of the handler that publishes may arrive anywhere: no second try may swallow it."""
+    codec = TypedJson(Order)
+    codec.encode(Order(order_id=1))
+    tries: list[object] = []
+
+    def interrupted(payload: object, **_: object) -> bytes:
+        tries.append(payload)
+        raise HandlerTimeout
+
+    codec._write = interrupted
+    with pytest.raises(HandlerTimeout):
+        codec.encode(Order(order_id=1))
+    assert len(tries) == 1
 
 
 def test_a_serializer_that_warns_is_heard() -> None:
