@@ -96,7 +96,7 @@ def _bound(took: Drained, cpus: int) -> str:
         bound = "the server, which has one thread for commands"
     elif idle > 0.1 * cpus:
         bound = "waiting: for each other, or for their locks"
-    elif server + both > 0.9 * cpus:
+    elif server + both > 0.9 * (cpus - idle):
         bound = "the CPUs, which server and processes share"
     else:
         bound = "other programs, which had the rest"

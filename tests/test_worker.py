@@ -773,6 +773,35 @@ def test_a_delivery_without_a_handler_that_nobody_started_is_handed_back(shop):
     assert sum(shop.broker.of("release")) == 1
 
 
+def test_a_handler_that_was_brief_so_far_and_takes_long_keeps_nothing_else_waiting(shop):
+    @shop.pubsub.subscribe("orders")
+    def charge(message):
+        if message.payload["order_id"] == -1:
+            shop.seen.add("at it")
+            shop.gate.wait(WITHIN)
+        else:
+            shop.seen.add(message.id)
+
+    worker = shop.worker(threads=3)
+    shop.publish(500)
+    shop.seen.wait_until(500)
+    (line,) = worker._handover._lines.values()
+    line.pace = 1e-6  # however busy the machine is
+
+    with shop.pubsub.batch() as batch:
+        for number in (-1, *range(20)):
+            batch.publish("orders", {"order_id": number})
+    shop.seen.wait_until(521)
+    line.pace = 1e-6
+    shop.publish(1)
+    shop.seen.wait_until(522)
+    shop.publish_raw(b'{"order_id": -1}')  # two threads are at it, and a third is left
+    shop.seen.wait_until(523)
+    line.pace = 1e-6
+    shop.publish(20)
+    shop.seen.wait_until(543)
+
+
 # Who gets how much
 
 
