@@ -15,7 +15,6 @@ import pydantic_core
 from pydantic import BaseModel, TypeAdapter
 
 from pubsub_core.errors import ConfigurationError, InvalidPayload, Undecodable, ValidationError
-from pubsub_core.strict_json import ToJson, is_quick, to_json
 
 T = TypeVar("T")
 
@@ -91,7 +90,6 @@ class TypedJson(Generic[T]):
         self.schema = schema
         self._is_model = isinstance(schema, type) and issubclass(schema, BaseModel)
         self._built: TypeAdapter[T] | None = None
-        self._write: ToJson | None = None  # that of the adapter
         self._may_have_same_keys = True
 
     @property
@@ -100,7 +98,6 @@ class TypedJson(Generic[T]):
         if self._built is None:
             built = TypeAdapter[T](self.schema)
             self._may_have_same_keys = _allows_same_keys(built)
-            self._write = built.serializer.to_json
             self._built = built
         return self._built
 
@@ -122,14 +119,11 @@ class TypedJson(Generic[T]):
 
     def encode(self, payload: T) -> bytes:
         """Return compact JSON of a payload that fits the type."""
-        write = self._write or self.adapter.serializer.to_json
+        adapter = self.adapter
         try:
             if not (self._is_model and type(payload) is self.schema):
-                payload = self._validated(self.adapter, payload)
-            try:
-                encoded = _to_json(write, payload)
-            except (TypeError, pydantic_core.PydanticSerializationError):  # whether it is one, and which, is said here:
-                encoded = _strictly_to_json(write, payload)
+                payload = self._validated(adapter, payload)
+            encoded: bytes = adapter.serializer.to_json(payload, warnings="error", by_alias=True)  # as `dump_json` does
         except pydantic.ValidationError as error:
             problems = problems_of(error)
             raise ValidationError(
@@ -177,13 +171,6 @@ class TypedJson(Generic[T]):
         if is_suspicious and _has_non_finite(payload):  # an integer of hundreds of digits, where a float is due
             raise Undecodable(f"the payload has a number that no float can hold: {_NOT_FINITE}")
         return payload
-
-
-def _strictly_to_json(write: ToJson, payload: Any) -> bytes:
-    return write(payload, warnings="error", by_alias=True)  # as `dump_json` does
-
-
-_to_json = to_json if is_quick else _strictly_to_json
 
 
 def codec_for(schema: Any) -> UntypedJson | TypedJson[Any]:

@@ -686,6 +686,7 @@ class Batch:
         self._asked = IN_MEMORY  # by what waits
         self._doubtful: set[str] = set()  # of what waits, what may be stored
         self._has_failed = False
+        self._is_sending = False  # last: see `commit`
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -735,6 +736,10 @@ class Batch:
 
         May be called again after an error: then it sends what is not known to be stored.
         """
+        if self._is_sending:  # an earlier one was interrupted before it could note what became of it
+            self._has_failed = True
+            self._doubtful.update(_ids(self._waiting))
+        self._is_sending = True
         if self._has_failed:
             # Looking for what may be stored takes as long as there is much behind it, so the rest goes on its own.
             numbers = [number for number, one in enumerate(self._waiting, 1) if one.id in self._doubtful]
@@ -766,6 +771,7 @@ class Batch:
                 self._doubtful.update(getattr(error, "message_ids", ()))
             else:  # also what is stored must be confirmed, or could be of another topic: look for all of it
                 self._doubtful.update(_ids(messages))
+            self._is_sending = False
             raise
         return ids
 

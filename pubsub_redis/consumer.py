@@ -866,12 +866,7 @@ class RedisConsumer:
             held = group.held
             if settled:
                 group.settled.extend(positions)
-            attempts = [*map(_ATTEMPT, those)]
-            if not self._crashed and [*map(held.get, positions)] == attempts:  # as nearly always
-                for position in positions:
-                    held.pop(position, None)
-                continue
-            for position, attempt, one in zip(positions, attempts, those, strict=True):
+            for position, attempt, one in zip(positions, map(_ATTEMPT, those), those, strict=True):
                 if held.get(position) == attempt:
                     held.pop(position, None)
                     if self._crashed and one.crashes and self._crashed.pop(position, None) is not None:

@@ -9,9 +9,6 @@ import math
 import os
 import re
 import select
-import socket
-import struct
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
@@ -20,7 +17,8 @@ from typing import Any
 
 import hiredis
 import redis.exceptions as theirs
-from redis._parsers.hiredis import NOT_ENOUGH_DATA
+from redis._parsers.hiredis import NOT_ENOUGH_DATA, _HiredisParser
+from redis.connection import AbstractConnection
 
 from pubsub_core.broker import Durability
 from pubsub_core.errors import BrokerError
@@ -90,7 +88,10 @@ class Link:
         self._rests_since = 0.0
         self._poll: Callable[[int], Sequence[object]] | None = None  # of the socket; None where looking is no use
         self._blind_for = 0
-        self._reader: Any = None  # hiredis's, of the connection as it is; None where it has none
+        # What reads replies, where the connection has it do so as usual: Sentinel's has not, nor that of fakeredis.
+        parser = getattr(connection, "_parser", None)
+        is_usual = type(connection).read_response is AbstractConnection.read_response
+        self._parser: Any = parser if is_usual and isinstance(parser, _HiredisParser) else None
 
     @property
     def is_open(self) -> bool:
@@ -106,17 +107,16 @@ class Link:
         """
         connection = self._connection
         timeout = max(0.01, min(self._usual_timeout, patience))
-        self.is_hurried = patience < self._usual_timeout
         if self.is_open:
-            if self.is_hurried:
+            if patience < self._usual_timeout:
+                self.is_hurried = True  # and stays so, whoever else opens it meanwhile
                 self._socket.settimeout(timeout)
             return
         self.close()
+        self.is_hurried = patience < self._usual_timeout
         connection.socket_timeout = connection.socket_connect_timeout = timeout
         try:
             connection.connect()
-            _have_the_kernel_time(self._socket, timeout)
-            self._reader = getattr(connection._parser, "_reader", None)  # noqa: SLF001  # that of fakeredis is not used
             self.send([("CLIENT", "INFO"), ("PING",)])
             about, pong = self.read(), self.read()
             is_hidden = isinstance(about, theirs.NoPermissionError)
@@ -170,31 +170,23 @@ class Link:
     def send_packed(self, pieces: Iterable[bytes], count: int) -> None:
         """Send so many commands that are packed already, piece by piece."""
         self._unread += count
-        try:
-            self._connection.send_packed_command(pieces, check_health=False)
-        except theirs.ConnectionError as error:
-            if _is_timeout(error):
-                raise theirs.TimeoutError("Timeout writing to socket") from error
-            raise
+        self._connection.send_packed_command(pieces, check_health=False)
 
     def read(self) -> Any:
         """Read one reply. An error that the server answers with is returned, a broken connection raised."""
-        # As redis-py does it, but for errors, timeouts of its own and pushes, none of which come here.
-        reader = self._reader
+        parser = self._parser
         try:
-            if reader is None:
+            if parser is None:
                 reply = self._connection.read_response()
-            else:
-                while (reply := reader.gets()) is NOT_ENOUGH_DATA:
-                    self._connection._parser.read_from_socket()  # noqa: SLF001
+            else:  # what that does, without what it does for timeouts by call, pushes and errors in RESP3
+                while (reply := parser._reader.gets()) is NOT_ENOUGH_DATA:  # noqa: SLF001
+                    parser.read_from_socket()
                 if isinstance(reply, theirs.ConnectionError):
                     raise reply
         except theirs.ResponseError as error:
             reply = error
-        except BaseException as error:
+        except BaseException:
             self._connection.disconnect()
-            if _is_timeout(error):
-                raise theirs.TimeoutError("Timeout reading from socket") from error
             raise
         if self._unread:  # what a subscription brings was not asked for
             self._unread -= 1
@@ -226,8 +218,8 @@ class Link:
             if looks:
                 self.look(count - len(replies))
             replies.append(self.read())
-            reader = self._reader
-            if reader is None:  # one by one, then
+            reader = getattr(self._connection._parser, "_reader", None)  # noqa: SLF001  # without it, one by one
+            if reader is None:
                 continue
             gets, more = reader.gets, count - len(replies)
             while more and (reply := gets()) is not NOT_ENOUGH_DATA:
@@ -276,7 +268,7 @@ class Link:
         """Disconnect. Idempotent."""
         self.client_id = self._unread = 0
         self.address = b""
-        self._poll = self._reader = None
+        self._poll = None
         self.confirms.clear()
         self._connection.disconnect()
 
@@ -286,24 +278,6 @@ def _id_and_address(about: bytes) -> tuple[int, bytes]:
     if client_id is None or address is None:
         raise theirs.InvalidResponse("CLIENT INFO names no id and addr: this is no Redis server")
     return int(client_id[1]), address[1]
-
-
-def _have_the_kernel_time(sock: Any, seconds: float) -> None:
-    """Have the kernel end a call on this socket that takes longer (socket(7), SO_RCVTIMEO), where it can.
-
-    With a timeout of Python's each call is two: one that waits until the socket is ready comes first. That is twice as
-    often, too, that a thread gives up Python's lock and waits for it again, which is what costs where several publish.
-    """
-    if sys.platform == "linux" and sys.maxsize > 2**32 and type(sock) is socket.socket:  # no TLS, nor one of fakeredis
-        limit = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-        sock.settimeout(None)
-
-
-def _is_timeout(error: BaseException) -> bool:
-    """Whether it is what redis-py makes of a call that the kernel ended."""
-    return isinstance(error, theirs.ConnectionError) and isinstance(error.__context__, BlockingIOError)
 
 
 def _poll_of(fileno: int) -> Callable[[int], Sequence[object]] | None:

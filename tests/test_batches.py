@@ -1,11 +1,14 @@
 """Batches: large ones, and those that fail half way."""
 
+import itertools
 import pickle
+import sys
 import threading
 import tracemalloc
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from time import monotonic
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -14,6 +17,7 @@ from redis import Redis
 from pubsub_core import BrokerFull, BrokerUnavailable, NotConfirmed, PublishUncertain, PubSub
 from pubsub_core.broker import IN_MEMORY, NO_TERMS, Broker, Durability, Terms
 from pubsub_core.message import Message
+from pubsub_core.pubsub import Batch
 from pubsub_core.worker.process import Worker
 from tests.servers import Proxy, proxy_to
 
@@ -121,6 +125,46 @@ def test_a_second_failure_goes_on_from_there(pubsub: PubSub, faulty: Faulty) -> 
 
     assert list(batch.commit()) == ids
     assert [message_id for message_id, _ in handled(pubsub)] == ids
+
+
+class Interrupted(BaseException):
+    pass
+
+
+def commit_interrupted(batch: Batch, step: int) -> bool:
+    """Commit, and raise at that line of it, as a signal or a timeout may at any. Tells whether there is such a line."""
+    codes = {function.__code__ for function in (Batch.commit, Batch._send, Batch._note_stored, Batch._forget)}
+    lines = 0
+
+    def at_line(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal lines
+        lines += event == "line"
+        if event == "line" and lines == step:
+            raise Interrupted
+        return at_line
+
+    before = sys.gettrace()
+    sys.settrace(lambda frame, *_: at_line if frame.f_code in codes else None)
+    try:
+        batch.commit()
+    except Interrupted:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+def test_commit_that_is_interrupted_anywhere_and_repeated_stores_nothing_twice() -> None:
+    for step in itertools.count(1):
+        pubsub = PubSub(f"memory://interrupted-{uuid.uuid4()}")
+        batch = pubsub.batch()
+        ids = [batch.publish("orders", {"order_id": number}) for number in range(3)]
+        was_interrupted = commit_interrupted(batch, step)
+        batch.commit()
+        assert [one.id for one in pubsub.inspector.peek("orders")] == ids, step
+        if not was_interrupted:
+            break
+    assert step > 10
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), NotConfirmed("late", ["?"]), RuntimeError("of another broker")])

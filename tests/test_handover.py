@@ -17,6 +17,7 @@ from pubsub_core.worker.handover import Credit, Handover, _Idle
 
 TOPICS = ("orders", "invoices")
 WITHIN = 20.0
+BILLING = SubscriptionKey("orders", "billing")
 
 
 @pytest.fixture
@@ -128,6 +129,23 @@ def test_nothing_is_started_after_stop() -> None:
     assert len(handover.stop()) == 1
 
 
+def test_a_read_that_fails_takes_nothing_of_what_waits() -> None:
+    pubsub = PubSub("memory://")
+    pubsub.subscribe("orders", group="billing")(lambda message: None)
+
+    def read(_: Credit) -> Sequence[Delivery[bytes]]:
+        handover._lines[BILLING].waiting.append(delivery(1, "orders"))  # as a run that was given up leaves it
+        handover._line_up(handover._lines[BILLING])
+        raise RuntimeError("broken")
+
+    handover = Handover(pubsub.subscriptions(), 1, read, lambda: None, lambda: None)
+    with pytest.raises(RuntimeError, match="broken"):
+        handover.next()
+    assert handover.running() == []
+    assert [one.message.id for one in handover.stop()] == ["1"]
+    assert handover.is_empty
+
+
 @pytest.mark.parametrize(
     ("seconds", "least", "most"),
     [
@@ -212,22 +230,32 @@ def test_beside_a_brief_handler_no_other_thread_is_woken_until_it_takes_long() -
 
 
 def test_beside_a_brief_handler_that_takes_long_another_thread_reads_on() -> None:
-    threads = TwoThreads(1)
+    threads = TwoThreads(2)
     handover = threads.handover
-    handover.next()
+    handover.next(handover.next(), 1e-6)
     assert (threads.wanted_looks, threads.is_awake) == (1, False)
 
     handover.look(1.0)
     assert handover.look(1.01) == math.inf
+    assert threads.of_the_other() == "2"
+
+
+def test_a_brief_handler_of_the_only_one_that_waits_wakes_who_reads_on() -> None:
+    """A look would come as late as the next message."""
+    threads = TwoThreads(1)
+    threads.handover.next()
     assert threads.of_the_other() == "1"
+    assert threads.wanted_looks == 0
 
 
 def test_nobody_is_woken_while_all_is_handled_and_somebody_reads() -> None:
-    threads = TwoThreads(1)
+    threads = TwoThreads(2)
     handover = threads.handover
-    handover.next()
+    handover.next(handover.next(), 1e-6)
     handover.look(1.0)
-    handover._is_led = True  # as if this thread were back
+    with handover._lock:  # this thread comes back, and reads
+        assert not handover._pop()
+        handover._is_led = True
 
     assert handover.look(1.01) == handover.look(1.02) == math.inf
     assert not threads.is_awake

@@ -1,7 +1,6 @@
 """What is particular to Redis: its connections, its keys, and what is left after the network or a server failed."""
 
 import os
-import sys
 import threading
 import time
 import traceback
@@ -355,30 +354,6 @@ def test_frozen_server_is_unavailable_or_uncertain_within_the_publish_timeout(
     assert uncertain.value.message_ids == tuple(one.id for one in sent)
 
 
-def test_frozen_server_neither_reads_nor_answers_and_the_kernel_ends_the_call(
-    own: RealServer, own_place: Place
-) -> None:
-    broker = own_place.broker(publish_timeout=0.4)
-    with broker.borrowed("") as one, broker.borrowed("") as other:
-        one.open()
-        other.open()
-        if sys.platform == "linux":
-            assert one._socket.gettimeout() is None, "Python asks before each call whether the socket is ready"
-        own.pause()
-
-        before = time.monotonic()
-        with pytest.raises(theirs.TimeoutError, match="Timeout reading from socket"):
-            one.ask([("PING",)])
-        between = time.monotonic()
-        with pytest.raises(theirs.TimeoutError, match="Timeout writing to socket"):
-            other.ask([("ECHO", "x" * 2**26)])
-
-        assert 0.2 <= between - before < WITHIN / 2
-        assert 0.2 <= time.monotonic() - between < WITHIN / 2
-        assert not one.is_open
-        assert not other.is_open
-
-
 def test_key_of_another_type_is_named(place: Place) -> None:
     place.client.set(place.stream, "ours")
     broker = place.broker()
@@ -586,6 +561,18 @@ def test_connection_left_in_the_middle_is_not_used_again(place: Place) -> None:
         link.send([("ECHO", "of somebody else")])
 
     assert broker.call("", ("ECHO", "mine"), "asking") == b"mine"
+
+
+def test_link_in_a_hurry_is_not_left_to_others_who_have_time(place: Place) -> None:
+    broker = place.broker()
+    with broker.borrowed("") as link:
+        link.open(0.05)
+        link.ask([("PING",)])  # opens it, too
+        assert link.is_hurried
+    with broker.borrowed("") as another:
+        another.open()
+        assert another is not link
+        assert not another.is_hurried
 
 
 def test_reply_that_is_slow_is_not_looked_for_all_the_time(place: Place) -> None:

@@ -217,8 +217,11 @@ class Handover:
     def _lead(self, credit: Credit) -> Deliveries:
         """Read, and take what is next. Another thread reads on, or takes what there is more."""
         deliveries: Deliveries = ()
+        taken: Deliveries = ()
+        was_read = False
         try:
             deliveries = self._read(credit)
+            was_read = True
         finally:
             with self._lock:
                 self._is_led = False
@@ -227,7 +230,8 @@ class Handover:
                     line.waiting.append(delivery)
                     if not line.is_up:
                         self._line_up(line)
-                taken = () if self._is_stopped else self._pop()
+                if was_read and not self._is_stopped:  # otherwise whatever waits is for others
+                    taken = self._pop()
         return taken
 
     def _line_up(self, line: _Line) -> None:
@@ -256,11 +260,10 @@ class Handover:
         if line.waiting:
             self._line_up(line)
         line.running += len(taken)
-        if self._turns or not self._is_led:
-            if line.is_brief and (not self._turns or (len(self._turns) == 1 and self._turns[0] is line)):
-                self._watch()
-            else:
-                self._idle.wake_one()
+        if len(self._turns) == 1 and self._turns[0] is line and line.is_brief:
+            self._watch()
+        elif self._turns or not self._is_led:
+            self._idle.wake_one()
         return taken
 
     def _watch(self) -> None:

@@ -53,9 +53,11 @@ class Settler:
     def take(self) -> list[Delivery[bytes]]:
         """Return what waits to be acknowledged; who takes it sees to it, or gives it back."""
         self._takes += 1
-        taken: list[Delivery[bytes]] = []
-        with suppress(IndexError):  # when there are no more; what was taken until then is kept
-            taken.extend(iter(self._done.popleft, None))
+        done = self._done
+        taken = []
+        with suppress(IndexError):  # another thread may take, too
+            for _ in range(len(done)):
+                taken.append(done.popleft())  # one that fails half way must keep what it has
         return taken
 
     def give_back(self, done: list[Delivery[bytes]]) -> None:
