@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
@@ -70,6 +70,10 @@ class Delivery(Generic[T_co]):
 _new = object.__new__
 _set_message_fields = vars(Message)["__dict__"].__set__
 _set_delivery_fields = vars(Delivery)["__dict__"].__set__
+
+
+# All fields of a message that is simply published; to be copied, which takes half the time of making them.
+PLAIN_FIELDS: dict[str, Any] = vars(Message("", "", None, datetime.fromtimestamp(0, UTC)))
 
 
 def message_of(fields: dict[str, Any]) -> Message[Any]:
