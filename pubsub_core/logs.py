@@ -8,14 +8,16 @@
 That is what `pubsub worker --log-format json` does.
 """
 
+import contextlib
 import json
 import logging
+import os
 import sys
 import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from pubsub_core.context import CORRELATION_ID, message_at_work
 
@@ -95,6 +97,62 @@ class JsonFormatter(logging.Formatter):
         return text.encode("utf-8", "backslashreplace").decode()
 
 
+class LineHandler(logging.StreamHandler[TextIO]):
+    """Writes every line at once; but those of handled messages, of which there may be thousands a second, together.
+
+    Each write lets go of Python's lock, and waits for it again. Such lines are written by `flush`, before any other
+    line, or when there are many. Safe to use from any thread.
+    """
+
+    _MANY = 500
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._held: list[str] = []
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._held.clear)  # they are its parent's
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the record, or hold it for a while."""
+        is_one_of_many = record.name == _LIBRARY and getattr(record, "outcome", None) == "handled"
+        if not is_one_of_many or len(self._held) >= self._MANY:
+            self._write_held()
+            super().emit(record)
+            return
+        try:
+            self._held.append(self.format(record))
+        except Exception:  # noqa: BLE001  # as every handler does: what cannot be formatted is told of, not raised
+            self.handleError(record)
+
+    def flush(self) -> None:
+        """Write what is held."""
+        self.acquire()
+        try:
+            self._write_held()
+            super().flush()
+        finally:
+            self.release()
+
+    def _write_held(self) -> None:
+        if self._held:
+            text = "".join(f"{line}{self.terminator}" for line in self._held)
+            self._held.clear()
+            with contextlib.suppress(OSError, ValueError):  # as in logging.shutdown: who reads the log is gone
+                self.stream.write(text)
+
+    @property
+    def is_holding(self) -> bool:
+        """Whether it holds lines back."""
+        return bool(self._held)
+
+
+def write_held_lines() -> None:
+    """Have the lines written that `configure_logging`'s handler holds. To be called soon after messages are handled."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, LineHandler) and handler.is_holding:
+            handler.flush()
+
+
 class Sampler(logging.Filter):
     """Lets through the lines of at most `most` handled messages a second, and says how many it left out.
 
@@ -147,7 +205,7 @@ def configure_logging(level: str | None, form: LogFormat = "text", sample: int |
     root = logging.getLogger()
     if level is None or root.handlers:
         return
-    handler = logging.StreamHandler(sys.stderr)
+    handler = LineHandler(sys.stderr)
     handler.addFilter(ContextFilter())
     handler.setFormatter(JsonFormatter() if form == "json" else WorkerFormatter(_TEXT, "%H:%M:%S"))
     root.addHandler(handler)

@@ -1,18 +1,29 @@
 """Log lines: their context, as JSON, sampled; and what is never in them."""
 
+import io
 import json
 import logging
+import os
 import re
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from pubsub_core import Message, NoRetry, PubSub, Worker
-from pubsub_core.logs import ContextFilter, JsonFormatter, Sampler, configure_logging, tell_left_out
+from pubsub_core.logs import (
+    ContextFilter,
+    JsonFormatter,
+    LineHandler,
+    Sampler,
+    configure_logging,
+    tell_left_out,
+    write_held_lines,
+)
 from tests.test_supervisor import Fleet, fleet  # noqa: F401  # the fixture
 
 
@@ -46,6 +57,82 @@ def lines() -> Iterator[Lines]:
 def drain(pubsub: PubSub) -> None:
     with Worker(pubsub, threads=2, burst=True) as worker:
         assert worker.wait(10)
+
+
+# Lines that are written together
+
+
+@pytest.fixture
+def written() -> Iterator[io.StringIO]:
+    """What a worker's handler writes of the library's logger."""
+    stream = io.StringIO()
+    handler, library = LineHandler(stream), logging.getLogger("pubsub")
+    level = library.level
+    root = logging.getLogger()
+    root.addHandler(handler)
+    library.setLevel(logging.INFO)
+    yield stream
+    library.setLevel(level)
+    root.removeHandler(handler)
+
+
+def log_handled(number: int) -> None:
+    logging.getLogger("pubsub").info("handled %d", number, extra={"outcome": "handled"})
+
+
+def test_lines_of_handled_messages_are_written_together(written):
+    for number in range(3):
+        log_handled(number)
+    assert written.getvalue() == ""
+
+    write_held_lines()
+
+    assert written.getvalue() == "handled 0\nhandled 1\nhandled 2\n"
+    write_held_lines()
+    assert written.getvalue().count("\n") == 3
+
+
+def test_any_other_line_is_written_at_once_behind_those_before_it(written):
+    log_handled(0)
+    logging.getLogger("shop").warning("low on stock")
+    logging.getLogger("pubsub").warning("retried", extra={"outcome": "retried"})
+    logging.getLogger("shop").warning("of another program", extra={"outcome": "handled"})
+    assert written.getvalue() == "handled 0\nlow on stock\nretried\nof another program\n"
+
+
+def test_lines_are_not_held_for_ever_if_nobody_asks_for_them(written):
+    for number in range(501):
+        log_handled(number)
+    assert written.getvalue().splitlines() == [f"handled {number}" for number in range(501)]
+
+
+def test_a_forked_child_leaves_the_lines_of_its_parent_to_it(written):
+    log_handled(0)
+    pid = os.fork()
+    if pid == 0:
+        write_held_lines()
+        os._exit(written.getvalue() != "")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    write_held_lines()
+    assert written.getvalue() == "handled 0\n"
+
+
+def test_a_log_that_nobody_reads_any_more_stops_nobody(written):
+    log_handled(0)
+    written.close()
+    write_held_lines()
+    log_handled(1)
+
+
+def test_a_worker_has_the_lines_written_soon(written):
+    pubsub = PubSub("memory://", group="billing")
+    pubsub.subscribe("orders")(lambda message: None)
+    with Worker(pubsub, threads=2):
+        ids = [pubsub.publish("orders", number) for number in range(3)]
+        deadline = time.monotonic() + 10
+        while not all(one in written.getvalue() for one in ids):
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
 
 
 # Context

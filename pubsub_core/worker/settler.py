@@ -10,6 +10,7 @@ from time import monotonic
 
 from pubsub_core.broker import Consumer
 from pubsub_core.errors import BrokerError
+from pubsub_core.logs import write_held_lines
 from pubsub_core.message import Delivery
 from pubsub_core.worker.outage import Outage
 from pubsub_core.worker.threads import Died, library_thread
@@ -103,6 +104,7 @@ class Settler:
             self._has_work.wait()
             takes = self._takes
             self._is_stopping.wait(pause)
+            write_held_lines()
             if takes != self._takes and not (self._again or self._is_stopping.is_set()):
                 continue  # the reads take them along: what waits now is younger than that
             self._has_work.clear()
