@@ -15,7 +15,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
@@ -100,45 +101,59 @@ class JsonFormatter(logging.Formatter):
 class LineHandler(logging.StreamHandler[TextIO]):
     """Writes every line at once; but those of handled messages, of which there may be thousands a second, together.
 
-    Each write lets go of Python's lock, and waits for it again. Such lines are written by `flush`, before any other
-    line, or when there are many. Safe to use from any thread.
+    For each write, and for the lock of a handler, threads let go of Python's lock, and wait for it again. They are written
+    by `flush`, before any other line, or when there are many. Safe to use from any thread.
     """
 
     _MANY = 500
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
-        self._held: list[str] = []
+        self._held: deque[str] = deque()
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._held.clear)  # they are its parent's
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write the record, or hold it for a while."""
-        is_one_of_many = record.name == _LIBRARY and getattr(record, "outcome", None) == "handled"
-        if not is_one_of_many or len(self._held) >= self._MANY:
-            self._write_held()
-            super().emit(record)
-            return
+    def handle(self, record: logging.LogRecord) -> Any:
+        """Write the record, or hold it for a while, if the filters let it through."""
+        is_wanted = self.filter(record)
+        if is_wanted:
+            if record.name == _LIBRARY and getattr(record, "outcome", None) == "handled":
+                self._hold(record)
+            else:
+                with self._locked():
+                    self._write_held()
+                    self.emit(record)
+        return is_wanted
+
+    def _hold(self, record: logging.LogRecord) -> None:
         try:
             self._held.append(self.format(record))
         except Exception:  # noqa: BLE001  # as every handler does: what cannot be formatted is told of, not raised
             self.handleError(record)
+        if len(self._held) >= self._MANY:
+            self.flush()
 
     def flush(self) -> None:
         """Write what is held."""
-        self.acquire()
-        try:
+        with self._locked():
             self._write_held()
             super().flush()
-        finally:
-            self.release()
 
     def _write_held(self) -> None:
-        if self._held:
-            text = "".join(f"{line}{self.terminator}" for line in self._held)
-            self._held.clear()
+        lines: list[str] = []
+        while self._held:  # others add to it without the lock
+            lines.append(self._held.popleft() + self.terminator)
+        if lines:
             with contextlib.suppress(OSError, ValueError):  # as in logging.shutdown: who reads the log is gone
-                self.stream.write(text)
+                self.stream.write("".join(lines))
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        self.acquire()
+        try:
+            yield
+        finally:
+            self.release()
 
     @property
     def is_holding(self) -> bool:

@@ -673,7 +673,9 @@ class Batch:
         self._sent: list[str] = []
         self._forget()
 
-    def _forget(self) -> None:
+    def _forget(self, sent: Sequence[str] = ()) -> None:
+        """Start afresh, when these were sent."""
+        self._sent += sent
         self._added: list[str] = []  # the ids of what was added since all was sent
         self._stored: dict[str, str] = {}  # of these what is stored, and the ids that stand for it
         self._waiting: list[Message[bytes]] = []  # the others
@@ -744,8 +746,7 @@ class Batch:
             ids = tuple(self._stored[one] for one in self._added)
         else:
             ids = tuple(self._send(self._waiting, again=bool(self._doubtful)))
-        self._sent.extend(ids)
-        self._forget()
+        self._forget(ids)
         if self._runtime.settings.eager:
             self._pubsub._drain(self._runtime)  # noqa: SLF001
         return ids

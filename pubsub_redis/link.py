@@ -176,10 +176,10 @@ class Link:
         """Read one reply. An error that the server answers with is returned, a broken connection raised."""
         parser = self._parser
         try:
-            if parser is None:
+            if parser is None or (reader := parser._reader) is None:  # noqa: SLF001  # it is not connected any more
                 reply = self._connection.read_response()
-            else:  # what that does, without what it does for timeouts by call, pushes and errors in RESP3
-                while (reply := parser._reader.gets()) is NOT_ENOUGH_DATA:  # noqa: SLF001
+            else:  # as that does, but without what it has for pushes, timeouts by call, and the host in what it says
+                while (reply := reader.gets()) is NOT_ENOUGH_DATA:
                     parser.read_from_socket()
                 if isinstance(reply, theirs.ConnectionError):
                     raise reply

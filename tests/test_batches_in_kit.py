@@ -175,7 +175,7 @@ def test_while_its_calls_are_used_up_a_list_is_read_if_they_end_soon_or_nothing(
         return ()
 
     stop_at = 2 if seconds is None else 3
-    handover = Handover([one], 2, read, lambda: None, lambda: None)
+    handover = Handover([one], 2, read, lambda: None)
     taken = handover.next()
     if seconds is not None:
         taken = handover.next(taken, seconds)
@@ -199,7 +199,7 @@ def test_who_reads_is_woken_when_a_call_ends_unless_it_asked_already(concurrency
         handover.stop()
         return ()
 
-    handover = Handover([one], 2, read, lambda: woken.append(True), lambda: None)
+    handover = Handover([one], 2, read, lambda: woken.append(True))
     taken = handover.next()
 
     assert handover.next() == ()

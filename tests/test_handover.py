@@ -1,7 +1,6 @@
 """Each delivery goes to one thread, or back; whoever looks meanwhile."""
 
 import ctypes
-import math
 import sys
 import threading
 import time
@@ -60,7 +59,7 @@ def test_each_goes_to_one_thread_or_is_given_back(topics: Sequence[str]) -> None
         pubsub.subscribe(topic, group="billing")(lambda message: None)
     for _ in range(40):
         source = Source(topics)
-        handover = Handover(pubsub.subscriptions(), 4, source.read, lambda: None, lambda: None)
+        handover = Handover(pubsub.subscriptions(), 4, source.read, lambda: None)
         _stopped_while_at_work(handover, source)
 
 
@@ -106,9 +105,7 @@ def test_a_line_is_not_preferred_to_others_because_its_next_is_quick_to_take() -
         pubsub.subscribe(topic, group="billing")(lambda message: None)
     found = [delivery(number, topic) for topic in TOPICS for number in range(10)]
     reads = iter([found])
-    handover = Handover(
-        pubsub.subscriptions(), 1, lambda _: next(reads, None) or handover.stop(), lambda: None, lambda: None
-    )
+    handover = Handover(pubsub.subscriptions(), 1, lambda _: next(reads, None) or handover.stop(), lambda: None)
     order = []
     taken = handover.next()
     while taken:
@@ -121,7 +118,7 @@ def test_nothing_is_started_after_stop() -> None:
     pubsub = PubSub("memory://")
     pubsub.subscribe("orders", group="billing")(lambda message: None)
     reads = iter([[delivery(number, "orders") for number in range(10)], [delivery(10, "orders")]])
-    handover = Handover(pubsub.subscriptions(), 1, lambda _: next(reads), lambda: None, lambda: None)
+    handover = Handover(pubsub.subscriptions(), 1, lambda _: next(reads), lambda: None)
     taken = handover.next()
     assert len(handover.stop()) == 9
     handover._lead({})  # what a read brings that was on its way
@@ -138,7 +135,7 @@ def test_a_read_that_fails_takes_nothing_of_what_waits() -> None:
         handover._line_up(handover._lines[BILLING])
         raise RuntimeError("broken")
 
-    handover = Handover(pubsub.subscriptions(), 1, read, lambda: None, lambda: None)
+    handover = Handover(pubsub.subscriptions(), 1, read, lambda: None)
     with pytest.raises(RuntimeError, match="broken"):
         handover.next()
     assert handover.running() == []
@@ -164,7 +161,7 @@ def test_one_that_takes_long_counts_fully_unless_it_may_have_waited_for_the_othe
         asked.extend(credit.values())
         return [delivery(number, "orders") for number in range(100)]
 
-    handover = Handover(pubsub.subscriptions(), 8, read, lambda: None, lambda: None)
+    handover = Handover(pubsub.subscriptions(), 8, read, lambda: None)
     taken = handover.next()
     for _ in range(99):
         taken = handover.next(taken, 30e-6)
@@ -177,89 +174,6 @@ def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.001)
-
-
-class TwoThreads:
-    """A handover of a brief handler: this thread reads, while the other one sleeps; then there are so many."""
-
-    def __init__(self, count: int) -> None:
-        pubsub = PubSub("memory://")
-        pubsub.subscribe("orders", group="billing")(lambda message: None)
-        self.found = [delivery(number, "orders") for number in range(count + 1)]
-        self.wanted_looks = 0
-        self.handover = Handover(pubsub.subscriptions(), 2, self._read, lambda: None, self._want_look)
-        (line,) = self.handover._lines.values()
-        line.note_pace(1e-6)
-        self._count = count
-        self._others: list[Delivery[bytes]] = []
-        self._other = threading.Thread(target=lambda: self._others.extend(self.handover.next()), daemon=True)
-
-    def _read(self, credit: Credit) -> Sequence[Delivery[bytes]]:
-        if self._other.ident is None:
-            self._other.start()
-            wait_until(lambda: not self.is_awake)
-            return self.found[: self._count]
-        return self.found[self._count :]
-
-    def _want_look(self) -> None:
-        self.wanted_looks += 1
-
-    @property
-    def is_awake(self) -> bool:
-        return not self.handover._idle
-
-    def of_the_other(self) -> str:
-        self._other.join(WITHIN)
-        (one,) = self._others
-        return one.message.id
-
-
-def test_beside_a_brief_handler_no_other_thread_is_woken_until_it_takes_long() -> None:
-    threads = TwoThreads(10)
-    handover = threads.handover
-    taken = handover.next()
-    assert (threads.wanted_looks, threads.is_awake) == (1, False)
-
-    assert handover.look(1.0) == pytest.approx(1.01)
-    taken = handover.next(taken, 1e-6)
-    assert handover.look(1.01) == pytest.approx(1.02)
-    assert not threads.is_awake, "this thread is getting on"
-
-    assert handover.look(1.02) == math.inf
-    assert threads.of_the_other() == "2", "the first that waits"
-
-
-def test_beside_a_brief_handler_that_takes_long_another_thread_reads_on() -> None:
-    threads = TwoThreads(2)
-    handover = threads.handover
-    handover.next(handover.next(), 1e-6)
-    assert (threads.wanted_looks, threads.is_awake) == (1, False)
-
-    handover.look(1.0)
-    assert handover.look(1.01) == math.inf
-    assert threads.of_the_other() == "2"
-
-
-def test_a_brief_handler_of_the_only_one_that_waits_wakes_who_reads_on() -> None:
-    """A look would come as late as the next message."""
-    threads = TwoThreads(1)
-    threads.handover.next()
-    assert threads.of_the_other() == "1"
-    assert threads.wanted_looks == 0
-
-
-def test_nobody_is_woken_while_all_is_handled_and_somebody_reads() -> None:
-    threads = TwoThreads(2)
-    handover = threads.handover
-    handover.next(handover.next(), 1e-6)
-    handover.look(1.0)
-    with handover._lock:  # this thread comes back, and reads
-        assert not handover._pop()
-        handover._is_led = True
-
-    assert handover.look(1.01) == handover.look(1.02) == math.inf
-    assert not threads.is_awake
-    handover.stop()
 
 
 class Interrupted(BaseException):

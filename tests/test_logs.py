@@ -101,9 +101,17 @@ def test_any_other_line_is_written_at_once_behind_those_before_it(written):
 
 
 def test_lines_are_not_held_for_ever_if_nobody_asks_for_them(written):
-    for number in range(501):
+    for number in range(500):
         log_handled(number)
-    assert written.getvalue().splitlines() == [f"handled {number}" for number in range(501)]
+    assert written.getvalue().splitlines() == [f"handled {number}" for number in range(500)]
+
+
+def test_a_line_that_cannot_be_formatted_is_told_of(written, capsys):
+    logging.getLogger("pubsub").info("handled %d", "not a number", extra={"outcome": "handled"})
+    log_handled(1)
+    write_held_lines()
+    assert written.getvalue() == "handled 1\n"
+    assert "not a number" in capsys.readouterr().err
 
 
 def test_a_forked_child_leaves_the_lines_of_its_parent_to_it(written):

@@ -563,6 +563,14 @@ def test_connection_left_in_the_middle_is_not_used_again(place: Place) -> None:
     assert broker.call("", ("ECHO", "mine"), "asking") == b"mine"
 
 
+def test_link_that_is_closed_says_so(place: Place) -> None:
+    with place.broker().borrowed("") as link:
+        link.open()
+        link.close()
+        with pytest.raises(theirs.ConnectionError):
+            link.read()
+
+
 def test_link_in_a_hurry_is_not_left_to_others_who_have_time(place: Place) -> None:
     broker = place.broker()
     with broker.borrowed("") as link:

@@ -26,11 +26,6 @@ _WEIGHT = 0.2  # of the newest duration in the pace
 # for so many times the pace at most, and a bit.
 _TURNS = 0.05
 _JUMP, _BIT = 8.0, 50e-6
-# Seconds in which no handler has waited for anything: beside one that takes less another thread would only wait for
-# Python's lock. Should it take longer for once, the second look sees that.
-_BRIEF = 25e-6
-_LOOKS = 0.01  # seconds from one look to the next
-_UNSEEN = object()
 _STALLED = 0.9  # seconds in which a subscription with something waiting started nothing: from one look to the next
 
 
@@ -55,11 +50,6 @@ class _Line:
 
     def __post_init__(self) -> None:
         self.is_free = self.concurrency is None and self.batch == 1
-
-    @property
-    def is_brief(self) -> bool:
-        """Whether one thread is enough for it."""
-        return self.is_free and self.pace is not None and self.pace < _BRIEF
 
     def note_pace(self, seconds: float) -> None:
         pace = self.pace
@@ -120,9 +110,6 @@ class _Idle:
         finally:
             self._lock.acquire()
 
-    def __bool__(self) -> bool:
-        return bool(self._asleep)
-
     def wake_one(self) -> None:
         if self._asleep:
             self._asleep.popleft().release()
@@ -136,12 +123,7 @@ class Handover:
     """What a process has in hand. Every method is safe from any thread."""
 
     def __init__(
-        self,
-        subscriptions: Sequence[Subscription],
-        threads: int,
-        read: Read,
-        wake: Callable[[], None],
-        want_look: Callable[[], None],
+        self, subscriptions: Sequence[Subscription], threads: int, read: Read, wake: Callable[[], None]
     ) -> None:
         self._lines = {one.key: _Line(one.concurrency, one.batch or 1) for one in subscriptions}
         self._unasked = _Line(None)  # of subscriptions that nobody asked for, if a backend brings such
@@ -149,14 +131,11 @@ class Handover:
         self._threads = threads
         self._read = read
         self._wake = wake
-        self._want_look = want_look
         self._lock = threading.Lock()
         self._idle = _Idle(self._lock)
         self._turns: deque[_Line] = deque()  # the lines with something that may start, the next one first
         self._running: dict[int, Delivery[bytes]] = {}
         self._is_led = False
-        self._is_watched = False  # by `look`
-        self._newest: object = _UNSEEN  # what was started last, at its last look
         self._is_stopped = False
 
     def next(self, done: Deliveries = (), seconds: float = 0.0) -> Deliveries:
@@ -260,41 +239,9 @@ class Handover:
         if line.waiting:
             self._line_up(line)
         line.running += len(taken)
-        if len(self._turns) == 1 and self._turns[0] is line and line.is_brief:
-            self._watch()
-        elif self._turns or not self._is_led:
+        if self._turns or not self._is_led:
             self._idle.wake_one()
         return taken
-
-    def _watch(self) -> None:
-        if not self._is_watched:
-            self._is_watched = True
-            self._want_look()
-
-    def look(self, now: float) -> float:
-        """Wake a thread where none was woken, as handlers are brief, and it turns out that one is needed.
-
-        That is if something waits, or nobody reads, and nothing was started since the last look. Returns when to look
-        again; it may be never, unless `want_look` is called.
-        """
-        if not self._is_watched:
-            return math.inf
-        with self._lock:
-            if self._idle and (self._turns or not self._is_led) and not self._is_stopped:
-                newest = self._started_last()
-                if newest is not self._newest:
-                    self._newest = newest
-                    return now + _LOOKS
-                self._idle.wake_one()
-            self._is_watched = False
-            self._newest = _UNSEEN
-        return math.inf
-
-    def _started_last(self) -> object:
-        try:
-            return next(reversed(self._running.values()), None)
-        except RuntimeError:  # they changed meanwhile: somebody is getting on
-            return _UNSEEN
 
     def _fill(self, taken: list[Delivery[bytes]], line: _Line) -> None:
         """Take more for the same call. What crashed somebody is handled alone: the others are not to die with it."""

@@ -88,7 +88,7 @@ class Worker:
         self._outage = Outage()
         self._settler = Settler(self._consumer, self._outage, self._died)
         is_async = any(one.handler.is_async for one in self.subscriptions)
-        self._timeouts = Timeouts(self._give_up, self._died, self._also_look)
+        self._timeouts = Timeouts(self._give_up, self._died)
         self._loop = EventLoop(self._timeouts.cancel_by, self._died) if is_async else None
         self._observer = pubsub.metrics.observer(broker.time, [one.key for one in self.subscriptions])
         self._executor = Executor(
@@ -103,7 +103,7 @@ class Worker:
             observe=None if self._observer is None else self._observer.note,
         )
         count = threads or self.settings.threads
-        self._handover = Handover(self.subscriptions, count, self._read, self._consumer.wake, self._timeouts.look_now)
+        self._handover = Handover(self.subscriptions, count, self._read, self._consumer.wake)
         self._handlers = [self._handler(number) for number in range(1, count + 1)]
         self._given_up = weakref.WeakSet[threading.Thread]()  # they may end before another takes their place
         self._maintenance = library_thread("pubsub-maintenance", self._maintain, self._died)
@@ -235,9 +235,6 @@ class Worker:
                 return
             deliveries = self._handover.next(deliveries, seconds)
         self._executor.release(self._handover.stop())  # what a read brought while it was stopped
-
-    def _also_look(self, now: float) -> float:
-        return self._handover.look(now)
 
     def _give_up(self, run: Run) -> None:
         """Settle a run that will not stop, and put another thread in the place of its own."""

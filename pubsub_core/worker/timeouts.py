@@ -59,15 +59,11 @@ class Run:
 class Timeouts:
     """Watches all runs of a process, on a thread of its own. Safe to use from many threads.
 
-    `give_up` is called on that thread for each run that will not stop; it must not block. So is `also_look`, whenever
-    the thread looks: it is given the time (of time.monotonic), and returns when it is to be called again at the latest.
+    `give_up` is called on that thread for each run that will not stop; it must not block.
     """
 
-    def __init__(
-        self, give_up: Callable[[Run], None], died: Died, also_look: Callable[[float], float] = lambda _: math.inf
-    ) -> None:
+    def __init__(self, give_up: Callable[[Run], None], died: Died) -> None:
         self._give_up = give_up
-        self._also_look = also_look
         self._grace = GRACE
         self._runs: set[Run] = set()
         self._here = threading.local()
@@ -135,10 +131,6 @@ class Timeouts:
                 result, error = None, timed_out(run, error)  # it was thrown into the handler, whatever came of it
         return run, result, error
 
-    def look_now(self) -> None:
-        """Have the thread look at everything now. Returns at once."""
-        self._is_wanted_earlier.set()
-
     def cancel_by(self, cancel: Cancel | None) -> None:
         """Have the calling thread's run interrupted by this call while there is one, instead of an exception here."""
         run: Run | None = getattr(self._here, "run", None)
@@ -160,8 +152,7 @@ class Timeouts:
     def _watch(self) -> None:
         while not self._is_stopping:
             self._wakes_at = 0.0  # who begins while we look needs not wake us: it is seen here, or by the next look
-            now = monotonic()
-            self._wakes_at = wakes_at = min(self._look(now), self._also_look(now))
+            self._wakes_at = wakes_at = self._look(monotonic())
             if any(
                 not (run.is_finished or run.is_interrupted) and run.deadline < wakes_at for run in self._runs.copy()
             ):
