@@ -101,8 +101,8 @@ class JsonFormatter(logging.Formatter):
 class LineHandler(logging.StreamHandler[TextIO]):
     """Writes every line at once; but those of handled messages, of which there may be thousands a second, together.
 
-    For each write, and for the lock of a handler, threads let go of Python's lock, and wait for it again. They are written
-    by `flush`, before any other line, or when there are many. Safe to use from any thread.
+    For each write, and for the lock of a handler, a thread lets go of Python's lock, and waits for it again. They are
+    written by `flush`, before any other line, or when there are many. Safe to use from any thread.
     """
 
     _MANY = 500

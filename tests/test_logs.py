@@ -106,11 +106,13 @@ def test_lines_are_not_held_for_ever_if_nobody_asks_for_them(written):
     assert written.getvalue().splitlines() == [f"handled {number}" for number in range(500)]
 
 
-def test_a_line_that_cannot_be_formatted_is_told_of(written, capsys):
-    logging.getLogger("pubsub").info("handled %d", "not a number", extra={"outcome": "handled"})
-    log_handled(1)
-    write_held_lines()
-    assert written.getvalue() == "handled 1\n"
+def test_a_line_that_cannot_be_formatted_is_told_of(capsys):
+    handler = LineHandler(io.StringIO())
+    facts = {"name": "pubsub", "outcome": "handled", "msg": "handled %d"}
+    handler.handle(logging.makeLogRecord({**facts, "args": ("not a number",)}))
+    handler.handle(logging.makeLogRecord({**facts, "args": (1,)}))
+    handler.flush()
+    assert handler.stream.getvalue() == "handled 1\n"
     assert "not a number" in capsys.readouterr().err
 
 
