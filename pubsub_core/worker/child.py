@@ -85,7 +85,7 @@ def run_child(load: LoadTarget, options: WorkerOptions, pipe: socket.socket) -> 
             wake_out.recv(4096)  # whatever it was: the application may have handlers of its own for signals
         if pipe in readable:
             if not pipe.recv(4096):
-                log.warning("the supervisor is gone: stopping")
+                _stop_without_supervisor(worker)
                 break
             if reporter is not None:
                 reporter.look()  # nothing else is ever asked
@@ -151,6 +151,11 @@ def _complain(options: WorkerOptions, text: str, *, with_traceback: bool = False
     if with_traceback:
         traceback.print_exc()
     print(f"pubsub: {text}", file=sys.stderr)
+
+
+def _stop_without_supervisor(worker: Worker) -> None:
+    worker.stop()  # first: who reads the line takes it that nothing more is started
+    log.warning("the supervisor is gone: stopping")
 
 
 def _drain(worker: Worker, pubsub: PubSub, options: WorkerOptions, timeout: float | None) -> int:
