@@ -514,3 +514,43 @@ def test_to_see_where_a_thread_stands_starts_no_garbage_collection():
     """Python 3.11 hangs for good if it does, and the garbage ends a thread's locals."""
     ended = subprocess.run([sys.executable, "-c", STANDING], capture_output=True, text=True, check=False, timeout=60)
     assert ended.stdout.split() == ["wait", "True"], ended.stderr
+
+
+TRACED = """
+import sys, threading, time
+from pubsub_core import NoRetry, PubSub, Worker
+
+pubsub = PubSub("memory://", group="billing")
+ended = threading.Event()
+
+@pubsub.subscribe("orders", timeout=0.05, retry=NoRetry())
+def handle(message):
+    try:
+        while True:
+            time.sleep(0.001)
+    finally:
+        ended.set()
+
+def trace(frame, event, _):
+    return trace
+
+def call():
+    pass
+
+with Worker(pubsub, threads=1):
+    pubsub.publish("orders", 1)
+    assert ended.wait(20)
+    while not pubsub.inspector.groups("orders")[0].dead:
+        time.sleep(0.001)
+sys.settrace(trace)
+for _ in range(100):
+    call()
+sys.settrace(None)
+print("went on")
+"""
+
+
+def test_code_that_is_traced_goes_on_after_a_timeout():
+    """As for coverage: Python 3.11 does not, if an exception that was on its way to a thread is taken back."""
+    ended = subprocess.run([sys.executable, "-c", TRACED], capture_output=True, text=True, check=False, timeout=60)
+    assert ended.stdout.split() == ["went", "on"], ended.stderr

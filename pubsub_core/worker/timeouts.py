@@ -56,6 +56,10 @@ class Run:
     is_given_up: bool = False
 
 
+class _TakenBack(BaseException):
+    """Stands for a HandlerTimeout that is not wanted any more."""
+
+
 class Timeouts:
     """Watches all runs of a process, on a thread of its own. Safe to use from many threads.
 
@@ -146,7 +150,14 @@ class Timeouts:
         with run.lock:
             run.is_finished = True
         if run.is_interrupted:
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(run.thread), None)
+            # It takes the place of one that is on its way. Where that is taken back as documented (NULL), Python 3.11
+            # goes on waiting for it, and code that is traced, for coverage or by a debugger, hangs for good.
+            try:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(run.thread), ctypes.py_object(_TakenBack))
+                for _ in range(1000):  # it arrives at the first turn
+                    pass
+            except _TakenBack:
+                pass
             self._runs.discard(run)
 
     def _watch(self) -> None:
