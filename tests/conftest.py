@@ -1,5 +1,6 @@
 """Servers that the whole test run shares: each is started at first use, and stopped at the end."""
 
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +13,15 @@ from tests.servers import FakedServer, RealServer, fake_server, redis_server, va
 # How long an example takes says what else the machine does.
 settings.register_profile("here", deadline=None)
 settings.load_profile("here")
+
+
+@pytest.fixture(autouse=True)
+def log_level() -> Iterator[None]:
+    """Leave the level of the library's logger as it was: benchmarks set it."""
+    library = logging.getLogger("pubsub")
+    before = library.level
+    yield
+    library.setLevel(before)
 
 
 @pytest.fixture(scope="session")
