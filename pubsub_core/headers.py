@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
-from pubsub_core.context import AT_WORK, CORRELATION_ID, message_at_work
+from pubsub_core.context import CORRELATION_ID, message_at_work
 from pubsub_core.errors import ValidationError
 
 TRACEPARENT = "traceparent"
@@ -13,7 +13,8 @@ HeadersHook = Callable[[], Mapping[str, str]]
 
 def inherited_headers() -> Mapping[str, str] | None:
     """Return what is inherited from the message at work here; None outside of a handler."""
-    if AT_WORK.get() is None or (current := message_at_work()) is None:
+    current = message_at_work()
+    if current is None:
         return None
     inherited = {CORRELATION_ID: current.headers.get(CORRELATION_ID, current.id)}
     if TRACEPARENT in current.headers:

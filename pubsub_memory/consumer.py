@@ -150,8 +150,7 @@ class MemoryConsumer:
     def _settle(self, deliveries: Sequence[Delivery[bytes]]) -> None:
         for delivery in deliveries:
             self._groups[delivery.subscription].settle(delivery.message.position)
-            if delivery.crashes:
-                self._forget(delivery)
+            self._forget(delivery)
 
     def _forget(self, delivery: Delivery[bytes]) -> None:
         """Note that a delivery is held no more. After a suspect another one may be had."""

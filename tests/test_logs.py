@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -43,15 +44,23 @@ class Lines(logging.Handler):
         return [line for line in self.lines if line["logger"] == logger]
 
 
-@pytest.fixture
-def lines() -> Iterator[Lines]:
-    handler, root = Lines(), logging.getLogger()
+@contextmanager
+def attached(handler: logging.Handler) -> Iterator[None]:
+    """Have all records from INFO on go to the handler."""
+    root = logging.getLogger()
     level = root.level
     root.addHandler(handler)
     root.setLevel(logging.INFO)
-    yield handler
+    yield
     root.setLevel(level)
     root.removeHandler(handler)
+
+
+@pytest.fixture
+def lines() -> Iterator[Lines]:
+    handler = Lines()
+    with attached(handler):
+        yield handler
 
 
 def drain(pubsub: PubSub) -> None:
@@ -66,14 +75,8 @@ def drain(pubsub: PubSub) -> None:
 def written() -> Iterator[io.StringIO]:
     """What a worker's handler writes of the library's logger."""
     stream = io.StringIO()
-    handler, library = LineHandler(stream), logging.getLogger("pubsub")
-    level = library.level
-    root = logging.getLogger()
-    root.addHandler(handler)
-    library.setLevel(logging.INFO)
-    yield stream
-    library.setLevel(level)
-    root.removeHandler(handler)
+    with attached(LineHandler(stream)):
+        yield stream
 
 
 def log_handled(number: int) -> None:
