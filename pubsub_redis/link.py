@@ -57,7 +57,9 @@ _PRELUDES = {
     "delayed": ("move_due(", "packed("),
     "room": ("make_room",),
     "clock": ("server_time(",),
-    "ids": ("is_less(",),
+    "groups": ("groups_of(", "first_unsettled("),
+    "now": ("now_ms(",),
+    "ids": ("is_less(", "after(", "parts("),
 }
 
 

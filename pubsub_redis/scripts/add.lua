@@ -7,8 +7,7 @@
 --       entry.
 -- Returns: how many were dropped (-1: there was no room, -2: a later request has fenced off this one; nothing was done),
 --          then for each message the id of the one that was published under its dedup key before, or "".
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local now = now_ms()
 redis.call('XLEN', KEYS[1])  -- an error if it is no stream, before anything is done
 for i = 5, #ARGV, 10 do
   local fence = ARGV[i + 3] ~= '' and redis.call('GET', KEYS[tonumber(ARGV[i + 3])])

@@ -1,8 +1,7 @@
 -- Stands before the scripts that call it. Returns the server's time in ms, which may have been set back since the due
 -- times were written: then they are set back too, or all that waits would wait for as much longer.
 local function server_time(due, suspects, failures)
-  local time = redis.call('TIME')
-  local now = time[1] * 1000 + math.floor(time[2] / 1000)
+  local now = now_ms()
   local seen = tonumber(redis.call('HGET', failures, '~seen') or now)
   if now < seen - 1000 then
     for _, list in ipairs({due, suspects}) do

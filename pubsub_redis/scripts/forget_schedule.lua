@@ -5,8 +5,7 @@
 local state = redis.call('HGET', KEYS[1], ARGV[1])
 if not state then return 1 end
 local seen, owner = state:match('^%d+ (%d+) %d (%S+)')
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local now = now_ms()
 if owner ~= ARGV[2] or math.abs(now - seen) <= tonumber(ARGV[3]) then return 0 end
 redis.call('HDEL', KEYS[1], ARGV[1])
 return 1

@@ -5,22 +5,18 @@
 -- ARGV: 1 group, 2 where a new one begins, 3 the last entry that the caller was handed, 4 for how many ms to park.
 -- Returns: how often the group was made. It is called until that comes with no "more": {times, 1 if there is more else 0}.
 local function before(id)
-  local ms, seq = id:match('^(%d+)-(%d+)$')
+  local ms, seq = parts(id)
   if seq == '0' then return string.format('%.0f-18446744073709551615', ms - 1) end
   if #seq > 15 then return ms .. '-0' end
   return string.format('%s-%.0f', ms, seq - 1)
 end
 local function last_delivered()
-  local groups = redis.pcall('XINFO', 'GROUPS', KEYS[1])
-  if groups.err then return nil end  -- there is no stream yet
-  for _, facts in ipairs(groups) do
-    local group = {}
-    for i = 1, #facts, 2 do group[facts[i]] = facts[i + 1] end
+  if redis.call('EXISTS', KEYS[1]) == 0 then return nil end
+  for _, group in ipairs(groups_of(KEYS[1])) do
     if group['name'] == ARGV[1] then return group['last-delivered-id'] end
   end
 end
-local time = redis.call('TIME')
-local due_at = time[1] * 1000 + math.floor(time[2] / 1000) + tonumber(ARGV[4])
+local due_at = now_ms() + tonumber(ARGV[4])
 local function park(id)
   if not (redis.call('ZSCORE', KEYS[2], id) or redis.call('ZSCORE', KEYS[3], id)) then
     redis.call('ZADD', KEYS[2], due_at, id)

@@ -6,9 +6,7 @@ local state = redis.call('HGET', KEYS[1], ARGV[1])
 if not state then return 0 end
 local last, seen, paused, rest = state:match('^(%d+) (%d+) (%d) (.*)$')
 if paused ~= ARGV[2] then
-  local time = redis.call('TIME')
-  local now = time[1] * 1000 + math.floor(time[2] / 1000)
-  if paused == '1' then last = string.format('%.0f', math.max(last, now)) end
+  if paused == '1' then last = string.format('%.0f', math.max(last, now_ms())) end
   redis.call('HSET', KEYS[1], ARGV[1], table.concat({last, seen, ARGV[2], rest}, ' '))
 end
 return 1

@@ -5,15 +5,9 @@
 if redis.call('EXISTS', KEYS[1]) == 0 then return {0} end
 local result = {0}
 local floor
-for _, facts in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
-  local group = {}
-  for i = 1, #facts, 2 do group[facts[i]] = facts[i + 1] end
+for _, group in ipairs(groups_of(KEYS[1])) do
   local name, last, unsettled = group['name'], group['last-delivered-id'], {}
-  local first = after(last)
-  if group['pending'] > 0 then
-    local oldest = redis.call('XPENDING', KEYS[1], name)[2]
-    if is_less(oldest, first) then first = oldest end
-  end
+  local first = first_unsettled(KEYS[1], group)
   local known = first
   if group['pending'] <= 500 then
     for _, one in ipairs(redis.call('XPENDING', KEYS[1], name, '-', '+', 500)) do unsettled[#unsettled + 1] = one[1] end
@@ -24,8 +18,7 @@ for _, facts in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
   result[#result + 1] = {name, first}
 end
 if not floor then return result end  -- without a group nothing is settled
-local time = redis.call('TIME')
-local cut = string.format('%.0f-0', math.max(0, time[1] * 1000 + math.floor(time[2] / 1000) - ARGV[1]))
+local cut = string.format('%.0f-0', math.max(0, now_ms() - ARGV[1]))
 if is_less(floor, cut) then cut = floor end
 -- Whole nodes first, up to the limit; then exactly, which is less than a node.
 local removed = redis.call('XTRIM', KEYS[1], 'MINID', '~', cut, 'LIMIT', ARGV[3])

@@ -7,14 +7,8 @@ local function make_room(stream, dropped_key, most, count, may_drop)
   local excess = redis.call('XLEN', stream) + count - most
   if excess <= 0 then return 0 end
   local floor
-  for _, facts in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
-    local group = {}
-    for i = 1, #facts, 2 do group[facts[i]] = facts[i + 1] end
-    local first = after(group['last-delivered-id'])
-    if group['pending'] > 0 then
-      local oldest = redis.call('XPENDING', stream, group['name'])[2]
-      if is_less(oldest, first) then first = oldest end
-    end
+  for _, group in ipairs(groups_of(stream)) do
+    local first = first_unsettled(stream, group)
     if not floor or is_less(first, floor) then floor = first end
   end
   if floor then

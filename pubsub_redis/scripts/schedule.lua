@@ -6,8 +6,7 @@
 --       the topic may hold (0: any number), 8 "1" if its oldest are dropped where there is no room else "0", then the
 --       five values of the entry.
 -- Returns: {what came of it, the last tick}: "named"; "fired", "past", "early", "paused", "superseded", or "full".
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local now = now_ms()
 local state = redis.call('HGET', KEYS[1], ARGV[1])
 local last, seen, paused, owner, spec
 if state then

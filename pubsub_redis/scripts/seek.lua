@@ -13,9 +13,7 @@ if place ~= '' then
   redis.call('XGROUP', 'SETID', KEYS[1], ARGV[1], place)
 end
 local last
-for _, facts in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
-  local group = {}
-  for i = 1, #facts, 2 do group[facts[i]] = facts[i + 1] end
+for _, group in ipairs(groups_of(KEYS[1])) do
   if group['name'] == ARGV[1] then last = group['last-delivered-id'] end
 end
 if not last then return 0 end

@@ -5,8 +5,7 @@
 -- ARGV: 1 group, 2 the consumer that died, 3 how many at most, 4 control channel, 5 wake-up text.
 -- Returns: {how many were parked, 1 if its name was removed else 0}; {0, 0} if it lives after all.
 if KEYS[4] and redis.call('EXISTS', KEYS[4]) == 1 then return {0, 0} end
-local time = redis.call('TIME')
-local now = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
+local now = string.format('%.0f', now_ms())
 local pending = redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', ARGV[3], ARGV[2])
 for _, entry in ipairs(pending) do
   local crashes, first = (redis.call('HGET', KEYS[3], entry[1]) or '0 ' .. now):match('^(%d+) (%d+)')

@@ -9,8 +9,7 @@ for i = 1, #page[2], 2 do
     redis.call('HDEL', KEYS[2], id)
   end
 end
-local time = redis.call('TIME')
-local cut = string.format('%.0f-0', math.max(0, time[1] * 1000 + math.floor(time[2] / 1000) - ARGV[3]))
+local cut = string.format('%.0f-0', math.max(0, now_ms() - ARGV[3]))
 local removed = redis.call('XTRIM', KEYS[3], 'MINID', '~', cut, 'LIMIT', 1000)
 if removed < 500 then removed = removed + redis.call('XTRIM', KEYS[3], 'MINID', cut) end
 local excess = redis.call('XLEN', KEYS[3]) - ARGV[4]
