@@ -75,7 +75,7 @@ class BrokerOptions:
     """What a backend gets to know besides its URL.
 
     `topics` has the options of the topics that have any. It grows as topics are declared, so look it up at each use.
-    `heartbeat` is the seconds between two signs of life of a consumer; one without any for `4 * heartbeat` counts as
+    `heartbeat` is the seconds between two signs of life of a consumer; one without any for `lease` seconds counts as
     gone. `publish_timeout` bounds a publish in all, in seconds. `retention` is the seconds for which messages are kept
     that every group has settled, `dead_letter_retention` those for dead letters; at most `MOST_RETAINED` of a topic, or
     of a group. `max_crashes` is how many processes a message may take with it before it becomes a dead letter.
@@ -91,6 +91,11 @@ class BrokerOptions:
     max_crashes: int = 3
     dead_letter_retention: float = 30 * 86_400.0
     superseded_for: float = 150.0
+
+    @property
+    def lease(self) -> float:
+        """For how many seconds after a sign of life a consumer counts as there."""
+        return 4 * self.heartbeat
 
 
 MOST_RETAINED = 100_000

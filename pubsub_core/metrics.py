@@ -328,11 +328,11 @@ if hasattr(os, "register_at_fork"):
 class Look:
     """How a group stood when somebody looked.
 
-    `lag` is how many messages it was not handed yet, or more (None: unknown), `pending` how many it was and has not
-    settled, `oldest` the age in seconds of the oldest of both, 0 if there are none. A paused group is handed nothing.
+    `lag` is how many messages it was not handed yet, or more, `pending` how many it was and has not settled, `oldest`
+    the age in seconds of the oldest of both, 0 if there are none. A paused group is handed nothing.
     """
 
-    lag: int | None
+    lag: int
     pending: int
     oldest: float
     is_paused: bool = False

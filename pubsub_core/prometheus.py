@@ -111,8 +111,7 @@ def look_families(looks: Looks) -> Iterator[Metric]:
     pending = GaugeMetricFamily("pubsub_pending", "Messages handed out and not settled.", labels=_GROUP)
     oldest = GaugeMetricFamily("pubsub_oldest_seconds", "Age of the oldest message not settled.", labels=_GROUP)
     for key, one in looks.items():
-        if one.lag is not None:
-            lag.add_metric(key, one.lag)
+        lag.add_metric(key, one.lag)
         pending.add_metric(key, one.pending)
         oldest.add_metric(key, one.oldest)
     yield from (lag, pending, oldest)

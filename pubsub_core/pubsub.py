@@ -247,8 +247,8 @@ class PubSub:
                     timeout,
                     concurrency,
                     start,
+                    declared.versions,
                     drops_expired=expired == "drop",
-                    versions=declared.versions,
                     batch=batch,
                 )
             )
@@ -332,7 +332,7 @@ class PubSub:
                     timeout,
                     concurrency,
                     "latest",
-                    versions=topic.versions,
+                    topic.versions,
                 )
             )
             self._schedules[topic.name] = Schedule(topic.name, topic.name, spec, missed)
@@ -635,8 +635,7 @@ class PubSub:
         resolved: dict[tuple[str, str], Subscription] = {}
         for one in self._subscriptions.values():
             one.handler.codec.check()
-            if one.versions is not None:
-                one.versions.check()
+            one.versions.check()
             group = one.group or settings.group
             other = resolved.get((one.topic, group))
             if other is not None:
@@ -757,8 +756,7 @@ class Batch:
             return ()
         try:
             ids = self._runtime.broker.publish(messages, self._asked, again=again, terms=self._terms)
-            if self._pubsub.metrics.is_counting:
-                self._pubsub.metrics.published(messages, ids)
+            self._pubsub.metrics.published(messages, ids)
         except BaseException as error:
             self._has_failed = True
             if isinstance(error, BrokerError | PublishUncertain) and len(set(self._added)) == len(self._added):
@@ -772,8 +770,6 @@ class Batch:
         return ids
 
     def _count(self, messages: Sequence[Message[bytes]], stored: Mapping[str, str]) -> None:
-        if not self._pubsub.metrics.is_counting:
-            return
         those = [message for message in messages if message.id in stored]
         self._pubsub.metrics.published(those, [stored[message.id] for message in those])
 
@@ -843,9 +839,9 @@ def _seconds(time: float | timedelta) -> float:
     return time.total_seconds() if isinstance(time, timedelta) else time
 
 
-def _checked_seconds(topic: str, name: str, time: object, least: float = 0.0) -> float:
+def _checked_seconds(topic: str, name: str, time: object) -> float:
     seconds = time.total_seconds() if isinstance(time, timedelta) else time
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not least <= seconds < math.inf:
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
         raise ValidationError(
             f"{name}={time!r} on topic {topic!r}: it is a number of seconds, or a timedelta, 0 or more"
         )

@@ -129,11 +129,6 @@ class Settings:
         check_name("namespace", settings.namespace, "Set PUBSUB_NAMESPACE")
         return settings
 
-    @classmethod
-    def has(cls, key: str, *layers: Mapping[str, Any]) -> bool:
-        """Whether any of the layers sets `key`."""
-        return any(layer.get(key) is not None for layer in layers)
-
 
 def _parsed(key: str, value: object, metadata: types.MappingProxyType[Any, Any]) -> Any:
     try:

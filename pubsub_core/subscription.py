@@ -50,8 +50,8 @@ class Subscription:
     """One handler on one topic as one group. `group` is None until the default group is known.
 
     If it `drops_expired`, messages past their `expires_at` are acknowledged unseen; else they become dead letters.
-    `versions` are those of the topic's schema; None: it has one, and always had. `batch` is how many messages the
-    handler takes at once, in a list; None: one, as it is.
+    `versions` are those of the topic's schema. `batch` is how many messages the handler takes at once, in a list; None:
+    one, as it is.
     """
 
     topic: str
@@ -61,8 +61,8 @@ class Subscription:
     timeout: float | None
     concurrency: int | None
     start: Start
+    versions: Versions
     drops_expired: bool = False
-    versions: Versions | None = None
     batch: int | None = None
 
     @property
@@ -74,8 +74,6 @@ class Subscription:
 
     def decode(self, message: Message[bytes]) -> Any:
         """Return the payload as the handler wants it. Raises Undecodable or InvalidPayload."""
-        if self.versions is None:
-            return self.handler.codec.decode(message.payload)
         return self.versions.decode(self.handler.codec, message)
 
     @property

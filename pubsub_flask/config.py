@@ -44,7 +44,7 @@ def settings_for(app: Flask, keywords: Mapping[str, Any], prefix: str = ORIGINAL
     settings = Settings.parse(
         *layers, {"PUBSUB_GROUP": app.name}
     )  # of a script, `name` is what it would be imported by
-    if app.testing and not Settings.has("PUBSUB_URL", *layers):
+    if app.testing and all(layer.get("PUBSUB_URL") is None for layer in layers):
         log.info("TESTING is on and PUBSUB_URL is not set: %s uses memory://", app.name)
     return settings
 

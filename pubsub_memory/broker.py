@@ -4,7 +4,6 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol, runtime_checkable
 
 from pubsub_core.backlog import DropLog, backlog_is_full, refuse_what_cannot_fit
 from pubsub_core.broker import (
@@ -19,16 +18,12 @@ from pubsub_core.broker import (
     ScheduleKey,
     Terms,
 )
+from pubsub_core.clock import MovableClock
 from pubsub_core.errors import BrokerFull
 from pubsub_core.message import Message
 from pubsub_memory.consumer import MemoryConsumer
 from pubsub_memory.inspector import MemoryInspector
 from pubsub_memory.store import Planned, Store
-
-
-@runtime_checkable
-class _Movable(Protocol):
-    def on_move(self, listener: Callable[[], None]) -> None: ...
 
 
 class MemoryBroker(MemoryInspector):
@@ -39,7 +34,7 @@ class MemoryBroker(MemoryInspector):
         self._options = options
         self._schedules = store.schedules[options.namespace]
         self._drops = DropLog(options.clock.time)
-        if isinstance(options.clock, _Movable):
+        if isinstance(options.clock, MovableClock):
             options.clock.on_move(_ring_of(store))
 
     def publish(

@@ -9,11 +9,11 @@ from time import monotonic
 
 from pubsub_core import __version__
 from pubsub_core.broker import BrokerOptions, ConsumerState, Membership
+from pubsub_core.clock import MovableClock
 from pubsub_core.errors import LeaseLost
 from pubsub_core.message import DeadLetterReason, Delivery, SubscriptionKey
 from pubsub_memory.store import Group, Log, Store
 
-_HEARTBEATS_TO_LIVE = 4
 _LONGEST_WAIT = 3600.0  # of one look at the bell, not of a receive
 
 
@@ -35,8 +35,9 @@ class MemoryConsumer:
         self._process = os.getpid()
         self._store = store
         self._clock = options.clock
-        self._clock_moves_by_itself = not hasattr(options.clock, "on_move")
+        self._clock_moves_by_itself = not isinstance(options.clock, MovableClock)
         self._heartbeat = options.heartbeat
+        self._lease = options.lease
         self._log_of = log_of
         self._move_due = move_due
         self._delayed_until = float("inf")  # what is delayed, of the topics that were asked for last
@@ -202,7 +203,7 @@ class MemoryConsumer:
 
     def is_gone(self) -> bool:
         """Return whether the last sign of life was four heartbeats ago."""
-        return self._clock.time() - self._sign_of_life >= _HEARTBEATS_TO_LIVE * self._heartbeat
+        return self._clock.time() - self._sign_of_life >= self._lease
 
     def lapse(self) -> None:
         """Take note that the consumer is watched no more. The next `receive` registers it anew."""

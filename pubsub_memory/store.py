@@ -119,13 +119,9 @@ class Log:
 
     def make_room(self, count: int, most: int) -> int:
         """Let the oldest messages go until `count` more are `most`; return how many of those were not settled."""
-        gone = range(self.first, max(self.first, self.end + count - most))
-        dropped = max(0, gone.stop - self.first_unsettled())
-        for group in self.groups.values():
-            group.forget(gone)
-        for number in gone:
-            del self.entries[number]
-        self.first = gone.stop
+        upto = max(self.first, self.end + count - most)
+        dropped = max(0, upto - self.first_unsettled())
+        self.purge(upto)
         self.dropped += dropped
         return dropped
 

@@ -9,7 +9,7 @@ _PATIENCE = 2.5  # seconds, with the usual settings, that a reply may take
 
 
 def open_redis(url: str, options: BrokerOptions) -> RedisBroker:
-    """Return the broker of a `redis://`, `rediss://`, `unix://`, `redis+sentinel://` or `redis+cluster://` URL. No I/O.
+    """Return the broker of a URL of any scheme of ours. No I/O.
 
     Raises ConfigurationError for a URL that cannot work.
     """
@@ -18,9 +18,4 @@ def open_redis(url: str, options: BrokerOptions) -> RedisBroker:
     return RedisBroker(open_servers(url, timeout=max(0.5, patience)), options, masked(url))
 
 
-def open_embedded(url: str, options: BrokerOptions) -> RedisBroker:
-    """Return the broker of a `redis+embedded:///path` URL. The server is started at the first use."""
-    return open_redis(url, options)
-
-
-__all__ = ["RedisBroker", "open_embedded", "open_redis"]
+__all__ = ["RedisBroker", "open_redis"]

@@ -48,7 +48,6 @@ from pubsub_redis.servers import Node, Servers
 _CHUNK_MESSAGES = 500
 _CHUNK_BYTES = 1024 * 1024
 _LOOK_PAGE = 1000
-_LETTERS = 100  # in one script call, or command
 
 _LOOK_MARGIN = 10.0  # seconds by which clocks may differ
 _TIME_IS_GOOD_FOR = 10.0  # seconds

@@ -110,6 +110,7 @@ class RedisConsumer:
         }
         self._namespace = broker.options.namespace
         self._heartbeat = broker.options.heartbeat
+        self._lease = broker.options.lease
         self._links: dict[tuple[Node, str], Link] = {}  # of `receive`: the group's, or "" for the control channel
         self._control: Link | None = None
         self._reading = threading.Lock()  # held by who uses these connections
@@ -203,7 +204,7 @@ class RedisConsumer:
 
     def _was_away(self, lapses: int) -> bool:
         """Whether we gave no sign of life for so long, since there were so many lapses, that we were taken for dead."""
-        return lapses != self._lapses or time.monotonic() - self._beaten_at > 4 * self._heartbeat
+        return lapses != self._lapses or time.monotonic() - self._beaten_at > self._lease
 
     def _raise_ours(self, error: BaseException) -> None:
         if isinstance(error, FOREIGN):
@@ -594,7 +595,7 @@ class RedisConsumer:
             group.due_at = group.suspects_at = 0.0
         if self._was_certain:
             now = time.monotonic()
-            self._patient_until = now + 4 * self._heartbeat
+            self._patient_until = now + self._lease
             self._stragglers_until = now + _STRAGGLES
             self._stragglers_at, self._stragglers_pause = now + _FIRST_STRAGGLERS, _FIRST_STRAGGLERS
         self._is_certain = self._was_certain = True
@@ -651,7 +652,7 @@ class RedisConsumer:
         keys = (*group.parked_keys[:3], group.keys.floors)
         more = 1
         while more:
-            command = script_call("join", keys, group.key.group, start, group.newest, int(4000 * self._heartbeat))
+            command = script_call("join", keys, group.key.group, start, group.newest, int(1000 * self._lease))
             times_made, more = link.call(*command, what=what)
         # Not every server does this at a read that brings nothing, and nobody shall take the group for deserted.
         with contextlib.suppress(BrokerFull):
@@ -886,9 +887,9 @@ class RedisConsumer:
         over would need memory, too.
         """
         key = worker_key(self._namespace, self._name)
-        expiry = int(4000 * self._heartbeat)
+        expiry = int(1000 * self._lease)
         beaten_at = time.monotonic()
-        if self._has_beaten and beaten_at - self._beaten_at > 4 * self._heartbeat:
+        if self._has_beaten and beaten_at - self._beaten_at > self._lease:
             self._lapses += 1
         self._has_beaten = True
         if not self._broker.call(key, ("PEXPIRE", key, expiry), "giving a sign of life"):

@@ -85,7 +85,7 @@ def _kind_by_text(text: str) -> type[BrokerError]:
 def is_missing_group(error: BaseException | None) -> bool:
     """Whether a group, or the whole stream, is gone (also while a read was blocked on it)."""
     text = str(error)
-    return text.startswith(("NOGROUP", "UNBLOCKED")) or "no such key" in text.lower()
+    return text.startswith(("NOGROUP", "UNBLOCKED")) or "no such key" in text or "requires the key to exist" in text
 
 
 @contextmanager

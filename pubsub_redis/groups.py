@@ -3,9 +3,8 @@
 from collections import deque
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
-from pubsub_core.broker import TopicOptions
+from pubsub_core.broker import Start, TopicOptions
 from pubsub_core.message import SubscriptionKey
 from pubsub_redis.keys import TopicKeys
 from pubsub_redis.servers import Node
@@ -16,7 +15,7 @@ class Group:
     """What is known about one subscription."""
 
     key: SubscriptionKey
-    start: Any
+    start: Start
     keys: TopicKeys
     node: Node = ""
     was_made: bool = False
@@ -45,7 +44,7 @@ def shown(key: SubscriptionKey) -> str:
     return f"group {key.group!r} of topic {key.topic!r}"
 
 
-def start_id(start: Any) -> str:
+def start_id(start: Start | str) -> str:
     """Return the entry id after which a new group begins."""
     if isinstance(start, datetime):
         return f"{int(start.timestamp() * 1000) - 1}-{2**64 - 1}"

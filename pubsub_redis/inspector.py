@@ -316,11 +316,6 @@ class RedisInspector:
             last = end.decode()
         return Count(total, is_exact=False)
 
-    def _consumers(self, stream: str, group: str) -> list[bytes]:
-        rows = self.call(stream, ("XINFO", "CONSUMERS", stream, group), "listing consumers")
-        names = [row[row.index(b"name") + 1] for row in rows]
-        return [name for name in names if name != PARKED.encode()]
-
     # Consumers
 
     def consumers(
@@ -497,7 +492,7 @@ class RedisInspector:
         try:
             more = self.call(keys.stream, script_call("seek", scripts, key.group, place), "moving a group")
         except BrokerError as error:
-            if is_missing_group(error.__cause__) or "requires the key to exist" in str(error):
+            if is_missing_group(error.__cause__):
                 raise BrokerError(
                     f"there is no group {key.group!r} of topic {key.topic!r}. A worker makes it when it starts"
                 ) from error
@@ -510,12 +505,16 @@ class RedisInspector:
         """Raise ConsumersPresent if a group that is not paused has a consumer that lives."""
         if key in self._paused():
             return
-        present = next((one.name for one in self.consumers(key) if one.is_alive), None)
+        present = self._living(key)
         if present is not None:
             raise ConsumersPresent(
                 f"group {key.group!r} of topic {key.topic!r} is consumed, by {present!r}, so it is not {what}: "
                 "pause it, or stop its workers first"
             )
+
+    def _living(self, key: SubscriptionKey) -> str | None:
+        """Return a consumer of the group that lives, None if there is none."""
+        return next((one.name for one in self.consumers(key) if one.is_alive), None)
 
     def purge(self, topic: str, *, everything: bool = False, force: bool = False) -> int:
         """Delete messages. See the seam."""
@@ -588,14 +587,12 @@ class RedisInspector:
     def remove_group(self, key: SubscriptionKey) -> None:
         """Delete a group. See the seam."""
         keys = self.keys(key.topic)
+        present = self._living(key)
+        if present is not None:
+            raise ConsumersPresent(
+                f"group {key.group!r} of topic {key.topic!r} is consumed, by {present!r}: stop its workers first"
+            )
         try:
-            for name in self._consumers(keys.stream, key.group):
-                sign = worker_key(self.options.namespace, name.decode("utf-8", "replace"))
-                if self.call(sign, ("EXISTS", sign), "looking for a sign of life"):
-                    raise ConsumersPresent(
-                        f"group {key.group!r} of topic {key.topic!r} is consumed, by "
-                        f"{name.decode('utf-8', 'replace')!r}: stop its workers first"
-                    )
             self.call(keys.stream, ("XGROUP", "DESTROY", keys.stream, key.group), "removing a group")
         except BrokerError as error:
             if not is_missing_group(error.__cause__):

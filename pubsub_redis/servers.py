@@ -91,9 +91,19 @@ def _settings(timeout: float) -> dict[str, Any]:
     }
 
 
-class _Standalone:
+class _OneServer:
+    """All keys are on one server. Each connection finds out where that is: there is nothing to forget."""
+
     is_cluster = False
 
+    def node_of(self, key: str) -> Node:
+        return ""
+
+    def forget(self) -> None:
+        """Do nothing."""
+
+
+class _Standalone(_OneServer):
     def __init__(self, parts: SplitResult, timeout: float) -> None:
         options = _options(parts, timeout)
         if parts.scheme != "unix":
@@ -101,20 +111,12 @@ class _Standalone:
         self._pool = ConnectionPool(max_connections=_EVER, **options)
         self.connection("")  # without I/O, but it refuses a parameter that it does not know
 
-    def node_of(self, key: str) -> Node:
-        return ""
-
     def connection(self, node: Node) -> Any:
         return self._pool.make_connection()
 
-    def forget(self) -> None:
-        """One server: nothing to forget."""
 
-
-class _Sentinel:
+class _Sentinel(_OneServer):
     """`redis+sentinel://[user:password@]host[:port][,host[:port]...]/service[/db]`; credentials are the server's."""
-
-    is_cluster = False
 
     def __init__(self, parts: SplitResult, timeout: float) -> None:
         from redis.sentinel import Sentinel, SentinelConnectionPool
@@ -137,14 +139,8 @@ class _Sentinel:
         )
         self.connection("")  # without I/O, but it refuses a parameter that it does not know
 
-    def node_of(self, key: str) -> Node:
-        return ""
-
     def connection(self, node: Node) -> Any:
         return self._pool.make_connection()
-
-    def forget(self) -> None:
-        """Each connection asks the sentinels when it connects."""
 
 
 class _Cluster:
@@ -202,10 +198,8 @@ class _Cluster:
             client.close()
 
 
-class _Embedded:
+class _Embedded(_OneServer):
     """`redis+embedded:///path`: a server of our own, started by the first who connects."""
-
-    is_cluster = False
 
     def __init__(self, parts: SplitResult, timeout: float) -> None:
         from pubsub_redis.embedded import parse_embedded_url
@@ -213,17 +207,11 @@ class _Embedded:
         self._directory, self._idle = parse_embedded_url(urlunsplit(parts))
         self._timeout = timeout
 
-    def node_of(self, key: str) -> Node:
-        return ""
-
     def connection(self, node: Node) -> Any:
         from pubsub_redis.embedded import ensure_server
 
         url = ensure_server(self._directory, idle=self._idle, timeout=self._timeout)
         return _Standalone(urlsplit(url), self._timeout).connection(node)
-
-    def forget(self) -> None:
-        """Each connection makes sure that the server runs."""
 
 
 _KINDS: dict[str, Callable[[SplitResult, float], Servers]] = {

@@ -155,7 +155,7 @@ class Upkeep:
     def _has_sign(self, consumer: bytes) -> bool:
         sign = self._sign_of(consumer)
         left = self._broker.call(sign, ("PTTL", sign), "looking for a sign of life")
-        expiry = int(4000 * self._heartbeat)
+        expiry = int(1000 * self._broker.options.lease)
         if left > 2 * expiry:  # the server's clock was set back: who lives will say so again before it expires
             self._broker.call(sign, ("PEXPIRE", sign, expiry), "looking for a sign of life")
         return bool(left != _NO_KEY)

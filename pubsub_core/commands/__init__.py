@@ -161,7 +161,7 @@ PUBSUB_APP of the environment counts, else FLASK_APP."""
 FLASK_HELP = "The application is what `flask --app` names."
 
 
-class Refused(click.ClickException):
+class Misused(click.ClickException):
     """Wrong usage, wrong configuration, or an application that cannot be imported."""
 
     exit_code = 2
@@ -173,7 +173,7 @@ def refusing() -> Iterator[None]:
     try:
         yield
     except PubSubError as error:
-        raise Refused(str(error)) from None
+        raise Misused(str(error)) from None
 
 
 def target_parameters(*, takes_target: bool) -> list[click.Parameter]:

@@ -13,8 +13,8 @@ from typing import IO
 import click
 
 from pubsub_core.backends import masked
-from pubsub_core.commands import Door, LoadTarget, json_option, target_parameters
-from pubsub_core.commands.frame import EXIT_CODES, Misused
+from pubsub_core.commands import Door, LoadTarget, Misused, json_option, target_parameters
+from pubsub_core.commands.frame import EXIT_CODES
 from pubsub_core.errors import ConfigurationError
 
 EMBEDDED = "redis+embedded:///./.pubsub"

@@ -11,7 +11,7 @@ from typing import IO, Any, TypeVar
 import click
 
 from pubsub_core.broker import Count, GroupState, Inspector, ListsPauses
-from pubsub_core.commands import Door, json_option
+from pubsub_core.commands import Door, Misused, json_option
 from pubsub_core.errors import (
     BrokerUnavailable,
     CodecError,
@@ -25,7 +25,7 @@ from pubsub_core.names import did_you_mean
 from pubsub_core.pubsub import PubSub
 from pubsub_core.target import default_target
 
-OK, REFUSED, USAGE, UNREACHABLE, NOT_FOUND, WARNINGS, ERRORS, INTERRUPTED = 0, 1, 2, 3, 4, 5, 6, 130
+OK, REFUSED, UNREACHABLE, NOT_FOUND, WARNINGS, ERRORS, INTERRUPTED = 0, 1, 3, 4, 5, 6, 130
 
 EXIT_CODES = """\b
 Exit codes:
@@ -45,12 +45,6 @@ class Refused(click.ClickException):
     """The broker said no, or the application did."""
 
     exit_code = REFUSED
-
-
-class Misused(click.ClickException):
-    """What was given cannot be."""
-
-    exit_code = USAGE
 
 
 class Unreachable(click.ClickException):

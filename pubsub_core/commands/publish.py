@@ -11,8 +11,8 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from pubsub_core.broker import Inspector
-from pubsub_core.commands import Door
-from pubsub_core.commands.frame import Desk, Interrupted, Misused, command, topic_argument
+from pubsub_core.commands import Door, Misused
+from pubsub_core.commands.frame import Desk, Interrupted, command, topic_argument
 from pubsub_core.errors import BrokerError, BrokerUnavailable, CodecError, PubSubError, ValidationError
 from pubsub_core.names import did_you_mean, is_name
 

@@ -251,13 +251,9 @@ def _plan(subscription: Subscription, middleware: Sequence[HandleMiddleware], lo
     return _Plan(subscription, subscription.timeout, attempt, takes_batch, _reader(subscription), call, give)
 
 
-def _has_versions(subscription: Subscription) -> bool:
-    return subscription.versions is not None and subscription.versions.current > 1
-
-
 def _reader(subscription: Subscription) -> Callable[[Message[bytes]], Any]:
     """Return what decodes the payload of a message. It raises CodecError."""
-    has_versions = _has_versions(subscription)
+    has_versions = subscription.versions.current > 1
     decode = subscription.handler.codec.decode  # of the current version, as a message without headers is if need be
 
     def read(raw: Message[bytes]) -> Any:
@@ -270,7 +266,7 @@ def _attempt_by(
     subscription: Subscription, call: Callable[[Delivery[bytes], Any], None]
 ) -> Callable[[Delivery[bytes]], Outcome]:
     """Return what decodes a delivery, as `_reader` does, and calls its handler. It raises what that raises."""
-    has_versions = _has_versions(subscription)
+    has_versions = subscription.versions.current > 1
     decode = subscription.handler.codec.decode
 
     def attempt(delivery: Delivery[bytes]) -> Outcome:
@@ -328,9 +324,6 @@ def _caller(
 ) -> Callable[[Message[Any], Delivery[bytes] | None], None]:
     """Return what calls the handler the way its signature wants it."""
 
-    def with_messages(message: Message[Any], _: object) -> None:
-        function(message.payload)
-
     def with_payloads(message: Message[Any], _: object) -> None:
         function([one.payload for one in message.payload])
 
@@ -344,7 +337,7 @@ def _caller(
         function()
 
     if takes_batch:
-        return with_messages if takes is Takes.MESSAGE else with_payloads
+        return with_payload if takes is Takes.MESSAGE else with_payloads  # its payload is the messages
     return {Takes.MESSAGE: with_message, Takes.PAYLOAD: with_payload, Takes.NOTHING: with_nothing}[takes]
 
 

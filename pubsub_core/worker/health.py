@@ -48,7 +48,7 @@ class StallWatch:
 def waiting(reports: Sequence[Report]) -> int:
     """Return how many messages wait for the groups of these processes, as far as is known; for paused ones none do."""
     looks = newest_looks(reports)
-    return 0 if looks is None else sum(look.lag or 0 for look in looks.looks.values() if not look.is_paused)
+    return 0 if looks is None else sum(look.lag for look in looks.looks.values() if not look.is_paused)
 
 
 def newest_looks(reports: Sequence[Report]) -> Report | None:

@@ -80,11 +80,6 @@ class Settler:
             self._again.append(settle)
         self._has_work.set()
 
-    @property
-    def backlog(self) -> int:
-        """How many settlements the broker would not take yet."""
-        return len(self._again)
-
     def stop(self, deadline: float) -> None:
         """Settle what is left, until `deadline` (of time.monotonic) at the latest, and end the thread."""
         self._deadline = deadline
