@@ -32,7 +32,7 @@ from pubsub_core.ids import IdMaker, published_at
 from pubsub_core.message import Message
 from pubsub_core.settings import Settings, parse_durability
 from pubsub_redis import RedisBroker
-from pubsub_redis import broker as broker_module
+from pubsub_redis import publish as publish_module
 from pubsub_redis.faults import translated
 from pubsub_redis.link import script
 from pubsub_redis.servers import open_servers
@@ -465,7 +465,7 @@ def test_replica_that_is_not_there_is_not_confirmed_within_the_time(
     own: Place, step: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also if there is less time than one WAIT would take."""
-    monkeypatch.setattr(broker_module, "_WAIT_STEP", step)
+    monkeypatch.setattr(publish_module, "_WAIT_STEP", step)
     broker = own.broker(publish_timeout=1.0)
     batch = [message() for _ in range(3)]
 
