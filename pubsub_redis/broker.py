@@ -1,13 +1,9 @@
 """The Redis broker: publishing, and making consumers."""
 
 import math
-import os
-import threading
 import time
-from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 from pubsub_core.backlog import DropLog, backlog_is_full, refuse_what_cannot_fit
 from pubsub_core.broker import (
@@ -23,16 +19,15 @@ from pubsub_core.broker import (
 )
 from pubsub_core.errors import (
     BrokerError,
-    BrokerUnavailable,
 )
 from pubsub_core.message import Message
 from pubsub_redis.consumer import RedisConsumer
 from pubsub_redis.entry import entry_values, packed_adds, read_delayed
-from pubsub_redis.faults import FOREIGN, broker_errors, translated
+from pubsub_redis.faults import FOREIGN, translated
 from pubsub_redis.groups import room_of
 from pubsub_redis.inspector import RedisInspector
-from pubsub_redis.keys import TopicKeys, schedules_key, topic_keys
-from pubsub_redis.link import Command, Link, checked, script_call
+from pubsub_redis.keys import schedules_key
+from pubsub_redis.link import Link, script_call
 from pubsub_redis.publish import CANNOT, UNFENCED_FOR, Publish, Sent, chunks
 from pubsub_redis.servers import Node, Servers
 
@@ -50,82 +45,12 @@ class RedisBroker(RedisInspector):
     """A broker on Redis Streams. A call borrows a connection for as long as it runs; a forked child makes new ones."""
 
     def __init__(self, servers: Servers, options: BrokerOptions, shown_url: str) -> None:
-        self.servers = servers
-        self.options = options
-        self.shown_url = shown_url
-        self._keys: dict[str, TopicKeys] = {}
+        super().__init__(servers, options, shown_url)
         self.drops = DropLog()
         self._unfenced: dict[Sent, float] = {}
         self.may_kill: bool | None = None  # connections, to fence off what is on its way there; None: not known yet
-        self._idle: defaultdict[Node, deque[Link]] = defaultdict(deque)
-        self._lent: dict[int, Link] = {}  # by thread
-        self._process = os.getpid()
         self._ahead: float | None = None  # of time.monotonic() the server's clock is, by so many seconds
         self._ahead_since = -math.inf
-
-    # Connections
-
-    @contextmanager
-    def borrowed(self, node: Node) -> Iterator[Link]:
-        """Lend a connection to a node, perhaps not yet open. No other thread has it meanwhile."""
-        link = self._borrow(node)
-        try:
-            yield link
-        finally:
-            self._take_back(node, link)
-
-    def _borrow(self, node: Node) -> Link:
-        if os.getpid() != self._process:
-            self._idle = defaultdict(deque)  # the others are our parent's, which we must never use
-            self._lent = {}
-            self._process = os.getpid()  # last: another thread of ours would take one of those
-        link = _fit_one(self._idle[node]) or self.new_link(node)
-        self._lent[threading.get_ident()] = link
-        return link
-
-    def _take_back(self, node: Node, link: Link) -> None:
-        self._lent.pop(threading.get_ident(), None)
-        if link.is_open and not link.is_hurried:
-            link.rest()
-            self._idle[node].append(link)
-            return
-        if not link.is_open:
-            _close_all(self._idle[node])  # most likely what broke this one broke them, too
-        link.close()
-
-    def new_link(self, node: Node) -> Link:
-        """Return a connection of its own, not yet open, which the caller closes."""
-        return Link(self.servers.connection(node))
-
-    def keys(self, topic: str) -> TopicKeys:
-        """Return the keys of a topic."""
-        keys = self._keys.get(topic)
-        if keys is None:
-            keys = topic_keys(self.options.namespace, topic, self.options.topics.get(topic, USUAL).stream)
-            self._keys[topic] = keys
-        return keys
-
-    def call(self, stream: str, command: Command, what: str) -> Any:
-        """Run a command on the node that keeps `stream`. Raises our errors."""
-        return self.call_all(stream, [command], what)[0]
-
-    def call_all(self, stream: str, commands: Sequence[Command], what: str) -> list[Any]:
-        """Run commands, all in one go. Raises the first error."""
-        what = f"{what} at {self.shown_url}"
-        try:
-            with broker_errors(what):
-                node = self.servers.node_of(stream)
-            with self.borrowed(node) as link:
-                try:
-                    with broker_errors(what):
-                        replies = link.ask(commands)
-                    return [checked(reply, what) for reply in replies]
-                except BrokerUnavailable:
-                    link.close()  # it may lead to a server that is not the master any more
-                    raise
-        except BrokerUnavailable:
-            self.servers.forget()
-            raise
 
     # Publishing
 
@@ -276,13 +201,6 @@ class RedisBroker(RedisInspector):
                 self._forget_schedule(key, owner)
         return last_ticks
 
-    def known_schedules(self) -> dict[ScheduleKey, str]:
-        """Return the schedules that are named, each with its owner."""
-        index = schedules_key(self.options.namespace)
-        flat = self.call(index, ("HGETALL", index), "looking for schedules")
-        pairs = zip(flat[::2], flat[1::2], strict=True)
-        return {ScheduleKey(*name.decode().split(" ")): owner.decode() for name, owner in pairs}
-
     def _forget_schedule(self, key: ScheduleKey, owner: str) -> None:
         keys, index = self.keys(key.topic), schedules_key(self.options.namespace)
         command = script_call(
@@ -329,29 +247,7 @@ class RedisBroker(RedisInspector):
     def close(self) -> None:
         """Close every connection of this process that nobody uses now."""
         self.drops.close()
-        if os.getpid() != self._process:
-            return
-        for idle in [*self._idle.values()]:
-            _close_all(idle)
-
-
-def _fit_one(idle: deque[Link]) -> Link | None:
-    while True:
-        try:
-            link = idle.pop()  # the one used last: others may rest until their server closes them
-        except IndexError:
-            return None
-        if link.is_fit():
-            return link
-        link.close()
-
-
-def _close_all(idle: deque[Link]) -> None:
-    while True:
-        try:
-            idle.pop().close()
-        except IndexError:
-            return
+        self.close_idle()
 
 
 def _in_pieces(stream: bytes, messages: Sequence[Message[bytes]]) -> Iterator[bytes]:

@@ -11,10 +11,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from pubsub_core.broker import (
-    BrokerOptions,
     ConsumerState,
     Count,
     DeadLetter,
@@ -34,6 +33,7 @@ from pubsub_core.clock import moment_at
 from pubsub_core.errors import BrokerError, ConsumersPresent, NotPermitted, StreamConflict, Unsupported
 from pubsub_core.ids import published_at
 from pubsub_core.message import Message, SubscriptionKey
+from pubsub_redis.connections import Connections
 from pubsub_redis.entry import entry_fields, read_delayed, read_entry, read_letter, stored_at
 from pubsub_redis.examiner import RedisExaminer
 from pubsub_redis.faults import is_missing_group
@@ -48,7 +48,6 @@ from pubsub_redis.keys import (
     worker_key,
 )
 from pubsub_redis.link import Command, script_call
-from pubsub_redis.servers import Servers
 
 _LETTERS = 100  # in one script call, or command
 _SIGNS = 500  # in one command
@@ -63,25 +62,8 @@ _LAST_OF_ALL = f"{2**64 - 1}-{2**64 - 1}"  # behind which a server refuses to lo
 _ENTRY_ID = re.compile(r"\d{1,15}-\d{1,20}")
 
 
-class RedisInspector:
-    """The part of a broker that looks. It asks by the means of the other part."""
-
-    options: BrokerOptions
-    servers: Servers
-
-    if TYPE_CHECKING:
-
-        def keys(self, topic: str) -> TopicKeys:
-            """Return the keys of a topic."""
-
-        def call(self, stream: str, command: Command, what: str) -> Any:
-            """Run a command on the node that keeps `stream`. Raises our errors."""
-
-        def call_all(self, stream: str, commands: Sequence[Command], what: str) -> list[Any]:
-            """Run commands, all in one go. Raises the first error."""
-
-        def known_schedules(self) -> dict[ScheduleKey, str]:
-            """Return the schedules that are named, each with its owner."""
+class RedisInspector(Connections):
+    """The part of a broker that looks."""
 
     def dead_letters(
         self, key: SubscriptionKey, limit: int = 100, *, before: str | None = None
@@ -577,6 +559,13 @@ class RedisInspector:
                 last_tick = datetime.fromtimestamp(int(last) / 1000, UTC)
                 states.append(ScheduleState(key, owner, spec, last_tick, paused == "1"))
         return states
+
+    def known_schedules(self) -> dict[ScheduleKey, str]:
+        """Return the schedules that are named, each with its owner."""
+        index = schedules_key(self.options.namespace)
+        flat = self.call(index, ("HGETALL", index), "looking for schedules")
+        pairs = zip(flat[::2], flat[1::2], strict=True)
+        return {ScheduleKey(*name.decode().split(" ")): owner.decode() for name, owner in pairs}
 
     def pause_schedule(self, key: ScheduleKey, *, is_paused: bool) -> bool:
         """Pause a schedule, or let it go on. See the seam."""
