@@ -51,7 +51,7 @@ class ManualClock:
 
     def advance(self, by: float | timedelta) -> None:
         """Move on by that many seconds, and wake those who wait. Refuses to go back."""
-        seconds = by.total_seconds() if isinstance(by, timedelta) else by
+        seconds = seconds_of(by)
         if seconds < 0:
             raise ValueError(f"a clock only moves on: advance({by!r})")
         with self._lock:
@@ -72,3 +72,8 @@ def moment_at(seconds: float) -> datetime:
         return datetime.fromtimestamp(seconds, UTC)
     except (ValueError, OverflowError, OSError):
         return datetime.max.replace(tzinfo=UTC)
+
+
+def seconds_of(time: float | timedelta) -> float:
+    """Return a length of time in seconds."""
+    return time.total_seconds() if isinstance(time, timedelta) else time

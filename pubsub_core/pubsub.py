@@ -1,9 +1,7 @@
 """The object that an application holds: it declares topics and subscriptions, and publishes."""
 
 import importlib
-import math
 import os
-import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +23,7 @@ from pubsub_core.broker import (
     Terms,
     TopicOptions,
 )
-from pubsub_core.clock import Clock, SystemClock
+from pubsub_core.clock import Clock, SystemClock, seconds_of
 from pubsub_core.dead_letters import DeadLetters
 from pubsub_core.decorators import BatchHandlerDecorator, HandlerDecorator
 from pubsub_core.errors import (
@@ -37,17 +35,24 @@ from pubsub_core.errors import (
     ValidationError,
 )
 from pubsub_core.headers import HeadersHook, inherited_headers, merged_headers
-from pubsub_core.ids import published_at
 from pubsub_core.message import PLAIN_FIELDS, Message, SubscriptionKey, message_of
 from pubsub_core.metrics import Metrics
 from pubsub_core.middleware import HandleMiddleware, PublishMiddleware, chain, refuse_async
 from pubsub_core.names import check_name, did_you_mean, is_name
 from pubsub_core.retry import ExponentialBackoff, RetryPolicy
 from pubsub_core.runtime import Runtime
-from pubsub_core.schedule import Missed, Schedule
+from pubsub_core.schedule import Missed, Schedule, check_missed
 from pubsub_core.settings import Settings, keyword_layer, parse_durability
-from pubsub_core.subscription import MOST_IN_BATCH, Expired, Handler, Subscription, inspect_handler
-from pubsub_core.topic import Dedup, Topic
+from pubsub_core.subscription import (
+    MOST_IN_BATCH,
+    Expired,
+    Subscription,
+    check_options,
+    inspect_handler,
+    second_handler,
+)
+from pubsub_core.terms import Dedup, expiry_of, moment_of, terms_of
+from pubsub_core.topic import Topic, contradicts, options_shown, topic_options
 from pubsub_core.versions import checked_version
 
 if TYPE_CHECKING:
@@ -57,6 +62,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
+
+_EXPIRED = ("dead_letter", "drop")
 
 
 class PubSub:
@@ -141,7 +148,7 @@ class PubSub:
         """
         check_name("topic", name, "For a stream of another key name, give the topic a name and pass stream=")
         known = self._topics.get(name)
-        options = _topic_options(name, stream, retention, max_backlog, overflow, is_new=known is None)
+        options = topic_options(name, stream, retention, max_backlog, overflow, is_new=known is None)
         asked = None if durability is None else parse_durability(durability)
         if known is None:
             known = self._topics[name] = Topic(
@@ -153,10 +160,11 @@ class PubSub:
             (schema is not None and schema != known.schema)
             or (asked is not None and asked != known.durability)
             or (version is not None and checked_version(name, version) != known.version)
-            or _contradicts(options, known.options)
+            or contradicts(options, known.options)
         ):
             raise ConfigurationError(
-                f"topic {name!r} is declared already, as {known!r}{_shown(known)}: use that object, or another name"
+                f"topic {name!r} is declared already, as {known!r}{options_shown(known)}: use that object, or another "
+                "name"
             )
         return known
 
@@ -224,7 +232,7 @@ class PubSub:
         Raises SubscriptionError for a signature that cannot work, or a second handler on the same topic and group.
         """
         declared = topic if isinstance(topic, Topic) else self.topic(topic)
-        _check_options(group, timeout, concurrency, start)
+        check_options(group, timeout, concurrency, start)
         is_size = isinstance(batch, int) and not isinstance(batch, bool) and 1 <= batch <= MOST_IN_BATCH
         if batch is not None and not is_size:
             raise SubscriptionError(f"batch={batch!r}: how many messages in a list at most, from 1 to {MOST_IN_BATCH}")
@@ -301,7 +309,7 @@ class PubSub:
         from pubsub_core.cron import EverySpec
 
         return self._scheduled(
-            EverySpec(_seconds(interval)), missed, name, group=group, retry=retry, timeout=timeout,
+            EverySpec(seconds_of(interval)), missed, name, group=group, retry=retry, timeout=timeout,
             concurrency=concurrency,
         )  # fmt: skip
 
@@ -316,8 +324,8 @@ class PubSub:
         timeout: float | None,
         concurrency: int | None,
     ) -> Callable[[F], F]:
-        _check_options(group, timeout, concurrency, "latest")
-        _check_missed(missed)
+        check_options(group, timeout, concurrency, "latest")
+        check_missed(missed)
 
         def decorate(function: F) -> F:
             names = sys._getframe(1).f_locals  # noqa: SLF001  # annotations may name what is local there
@@ -358,8 +366,8 @@ class PubSub:
         from pubsub_core.cron import CronSpec, EverySpec
 
         declared = topic if isinstance(topic, Topic) else self.topic(topic)
-        spec = CronSpec(when, tz) if isinstance(when, str) else EverySpec(_seconds(when))
-        _check_missed(missed)
+        spec = CronSpec(when, tz) if isinstance(when, str) else EverySpec(seconds_of(when))
+        check_missed(missed)
         called = check_name("schedule", name or declared.name)
         if called in self._schedules:
             raise ConfigurationError(f"there is a schedule {called!r} already: give this one another name=")
@@ -372,7 +380,7 @@ class PubSub:
     def _add(self, new: Subscription) -> None:
         other = self._subscriptions.get((new.topic, new.group))
         if other is not None:
-            raise _second_handler(new.topic, new.group, new.handler, other.handler)
+            raise second_handler(new.topic, new.group, new.handler, other.handler)
         self._subscriptions[new.topic, new.group] = new
 
     def middleware(self, function: HandleMiddleware) -> HandleMiddleware:
@@ -433,7 +441,7 @@ class PubSub:
         asked = self._durability(runtime, name, durability)
         terms = NO_TERMS
         if delay is not None or at is not None or dedup is not None:
-            terms = {own_id: _terms(name, delay, at, expires, dedup)}
+            terms = {own_id: terms_of(name, delay, at, expires, dedup)}
         ids: Sequence[str] = (own_id,)
 
         def send(encoded: Message[bytes]) -> None:
@@ -500,9 +508,9 @@ class PubSub:
         if id is None:
             fields["id"], fields["published_at"] = runtime.make_id.with_moment()
         else:
-            fields["id"], fields["published_at"] = id, _moment_of(name, id)
+            fields["id"], fields["published_at"] = id, moment_of(name, id)
         if expires is not None:
-            fields["expires_at"] = _expiry(name, fields["published_at"], expires)
+            fields["expires_at"] = expiry_of(name, fields["published_at"], expires)
         return fields
 
     def _through(self, runtime: Runtime, fields: dict[str, Any], send: Callable[[Message[bytes]], None]) -> None:
@@ -639,7 +647,7 @@ class PubSub:
             group = one.group or settings.group
             other = resolved.get((one.topic, group))
             if other is not None:
-                raise _second_handler(one.topic, group, one.handler, other.handler)
+                raise second_handler(one.topic, group, one.handler, other.handler)
             resolved[one.topic, group] = replace(one, group=group, timeout=one.timeout or settings.timeout)
         return tuple(resolved.values())
 
@@ -712,7 +720,7 @@ class Batch:
         own_id: str = fields["id"]
         own = None
         if delay is not None or at is not None or dedup is not None:
-            own = _terms(name, delay, at, expires, dedup)
+            own = terms_of(name, delay, at, expires, dedup)
         pubsub._through(runtime, fields, self._add)  # noqa: SLF001
         if own is not None:
             self._terms[own_id] = own
@@ -805,155 +813,6 @@ def _ids(messages: Sequence[Message[Any]]) -> list[str]:
 
 def _is_local(function: Callable[..., Any]) -> bool:
     return "<locals>" in getattr(function, "__qualname__", "")
-
-
-_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
-
-
-def _moment_of(topic: str, message_id: object) -> datetime:
-    try:
-        if isinstance(message_id, str) and _ID.fullmatch(message_id):
-            return published_at(message_id)
-    except (ValueError, OverflowError, OSError):
-        pass  # a moment that no calendar knows
-    raise ValidationError(
-        f"id={message_id!r} on topic {topic!r}: it is for the id of an earlier publish, a UUID of version 7, in lower "
-        "case"
-    )
-
-
-_EXPIRED = ("dead_letter", "drop")
-_MISSED = ("skip", "once", "all")
-_DEDUP_LENGTH = 512
-_DEDUP_WINDOW = 300.0
-
-
-def _check_missed(missed: object) -> None:
-    if missed not in _MISSED:
-        raise ConfigurationError(
-            f"missed={missed!r}.{did_you_mean(str(missed), _MISSED)} It is 'skip', 'once' or 'all'"
-        )
-
-
-def _seconds(time: float | timedelta) -> float:
-    return time.total_seconds() if isinstance(time, timedelta) else time
-
-
-def _checked_seconds(topic: str, name: str, time: object) -> float:
-    seconds = time.total_seconds() if isinstance(time, timedelta) else time
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
-        raise ValidationError(
-            f"{name}={time!r} on topic {topic!r}: it is a number of seconds, or a timedelta, 0 or more"
-        )
-    return float(seconds)
-
-
-def _expiry(topic: str, now: datetime, expires: float | timedelta) -> datetime:
-    seconds = _checked_seconds(topic, "expires", expires)
-    try:
-        return now + timedelta(seconds=seconds)
-    except OverflowError:
-        return datetime.max.replace(tzinfo=UTC)
-
-
-def _terms(
-    topic: str,
-    delay: float | timedelta | None,
-    at: datetime | None,
-    expires: float | timedelta | None,
-    dedup: Dedup | None,
-) -> Terms:
-    """Return when, and whether, a message is to be published."""
-    if delay is not None and at is not None:
-        raise ValidationError(f"delay={delay!r} and at={at!r} on topic {topic!r}: say one of them")
-    wait = 0.0 if delay is None else _checked_seconds(topic, "delay", delay)
-    if expires is not None and wait >= _seconds(expires):
-        raise ValidationError(
-            f"delay={delay!r} on topic {topic!r} is not less than expires={expires!r}: it would never be handled"
-        )
-    if at is not None and (not isinstance(at, datetime) or at.tzinfo is None):
-        raise ValidationError(
-            f"at={at!r} on topic {topic!r}: it is a datetime with a time zone: datetime(..., tzinfo=UTC)"
-        )
-    key, window = dedup if isinstance(dedup, tuple) else (dedup, _DEDUP_WINDOW)
-    if key is not None and not (isinstance(key, str) and 0 < len(key) <= _DEDUP_LENGTH):
-        raise ValidationError(f"dedup={dedup!r} on topic {topic!r}: a key is text, 1 to {_DEDUP_LENGTH} characters")
-    seconds = _checked_seconds(topic, "the window of dedup", window)
-    if seconds < 0.001:
-        raise ValidationError(f"dedup={dedup!r} on topic {topic!r}: the window is more than 0 seconds")
-    return Terms(wait, None if at is None else at.timestamp(), key, seconds)
-
-
-def _topic_options(
-    topic: str,
-    stream: str | None,
-    retention: float | None,
-    max_backlog: int | None,
-    overflow: Overflow,
-    *,
-    is_new: bool,
-) -> TopicOptions:
-    if retention is not None and (
-        isinstance(retention, bool) or not isinstance(retention, int | float) or not 0 < retention < math.inf
-    ):
-        raise ConfigurationError(f"topic {topic!r} has retention={retention!r}: it is a number of seconds, more than 0")
-    if max_backlog is not None and (
-        isinstance(max_backlog, bool) or not isinstance(max_backlog, int) or max_backlog < 1
-    ):
-        raise ConfigurationError(f"topic {topic!r} has max_backlog={max_backlog!r}: it is a whole number, 1 or more")
-    if overflow not in _OVERFLOWS:
-        raise ConfigurationError(
-            f"topic {topic!r} has overflow={overflow!r}.{did_you_mean(str(overflow), _OVERFLOWS)} "
-            "It is 'reject' or 'drop_oldest'"
-        )
-    if is_new and overflow != "reject" and max_backlog is None:
-        raise ConfigurationError(f"topic {topic!r} has overflow={overflow!r}, and no max_backlog= that may overflow")
-    return TopicOptions(stream, retention, max_backlog, overflow)
-
-
-_OVERFLOWS = ("reject", "drop_oldest")
-
-
-def _contradicts(new: TopicOptions, known: TopicOptions) -> bool:
-    says_overflow = new.max_backlog is not None or new.overflow != USUAL.overflow
-    return (
-        (new.stream is not None and new.stream != known.stream)
-        or (new.retention is not None and new.retention != known.retention)
-        or (new.max_backlog is not None and new.max_backlog != known.max_backlog)
-        or (says_overflow and new.overflow != known.overflow)
-    )
-
-
-def _shown(topic: Topic[Any]) -> str:
-    """Return what was declared of a topic besides its name and schema."""
-    options = topic.options
-    said: dict[str, Any] = {"retention": options.retention, "durability": topic.durability}
-    if options.max_backlog is not None:
-        said |= {"max_backlog": options.max_backlog, "overflow": options.overflow}
-    shown = ", ".join(f"{name}={value!r}" for name, value in said.items() if value is not None)
-    return f"{f' on stream {topic.stream!r}' if topic.stream else ''}{f' with {shown}' if shown else ''}"
-
-
-def _check_options(group: str | None, timeout: float | None, concurrency: int | None, start: Start) -> None:
-    if group is not None:
-        check_name("group", group)
-    if timeout is not None and not 0 < timeout < float("inf"):
-        raise SubscriptionError(f"timeout={timeout!r}: the timeout is a number of seconds, more than 0")
-    if concurrency is not None and (not isinstance(concurrency, int) or concurrency < 1):
-        raise SubscriptionError(f"concurrency={concurrency!r}: how many may run at once, 1 or more")
-    if isinstance(start, datetime):
-        if start.tzinfo is None:
-            raise SubscriptionError(f"start={start!r} has no time zone: use datetime(..., tzinfo=UTC)")
-    elif start not in ("earliest", "latest"):
-        raise SubscriptionError(f"start={start!r}: use 'earliest', 'latest' or an aware datetime")
-
-
-def _second_handler(topic: str, group: str | None, new: Handler, other: Handler) -> SubscriptionError:
-    called = "the default group" if group is None else f"group {group!r}"
-    return SubscriptionError(
-        f"topic {topic!r} has a handler for {called} already: {other.name} ({other.where}). To have {new.name} "
-        f"({new.where}) see every message as well, give it a group of its own: subscribe(..., group='another')"
-    )
 
 
 def _module_name(module: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Protocol
 
+from pubsub_core.clock import seconds_of
 from pubsub_core.errors import ConfigurationError
 
 ErrorTypes = Collection[type[Exception]] | type[Exception]
@@ -17,10 +18,6 @@ class RetryPolicy(Protocol):
 
     def next_delay(self, attempt: int, error: Exception) -> float | None:
         """Return the seconds to wait after `attempt` (1 = the first) failed with `error`, or None to give up."""
-
-
-def _seconds(time: float | timedelta) -> float:
-    return time.total_seconds() if isinstance(time, timedelta) else time
 
 
 def _check_numbers(policy: object, **values: object) -> None:
@@ -80,7 +77,7 @@ class ExponentialBackoff:
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense."""
-        _check_numbers(self, initial=_seconds(self.initial), maximum=_seconds(self.maximum))
+        _check_numbers(self, initial=seconds_of(self.initial), maximum=seconds_of(self.maximum))
         _check_numbers(self, factor=self.factor, max_retries=self.max_retries)
         _check_count(self, self.max_retries)
         _check_errors(self, retry_on=self.retry_on, never_on=self.never_on)
@@ -89,7 +86,7 @@ class ExponentialBackoff:
         """Return the seconds to wait, or None to give up."""
         if attempt > self.max_retries or not _is_retryable(error, self.retry_on, self.never_on):
             return None
-        initial, maximum = _seconds(self.initial), _seconds(self.maximum)
+        initial, maximum = seconds_of(self.initial), seconds_of(self.maximum)
         try:
             delay = min(maximum, initial * float(self.factor) ** (attempt - 1))
         except OverflowError:
@@ -112,7 +109,7 @@ class FixedDelay:
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense."""
-        _check_numbers(self, delay=_seconds(self.delay), max_retries=self.max_retries)
+        _check_numbers(self, delay=seconds_of(self.delay), max_retries=self.max_retries)
         _check_count(self, self.max_retries)
         _check_errors(self, retry_on=self.retry_on, never_on=self.never_on)
 
@@ -120,11 +117,11 @@ class FixedDelay:
         """Return the seconds to wait, or None to give up."""
         if attempt > self.max_retries or not _is_retryable(error, self.retry_on, self.never_on):
             return None
-        return _seconds(self.delay)
+        return seconds_of(self.delay)
 
     def __str__(self) -> str:
         """Short, for the worker's start-up table."""
-        return f"{_seconds(self.delay):g} s ×{self.max_retries}"
+        return f"{seconds_of(self.delay):g} s ×{self.max_retries}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,9 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
 
 from pubsub_core.broker import Broker, ScheduleKey
-from pubsub_core.errors import BrokerError
+from pubsub_core.errors import BrokerError, ConfigurationError
 from pubsub_core.message import Message
+from pubsub_core.names import did_you_mean
 
 if TYPE_CHECKING:
     from pubsub_core.cron import Spec
@@ -162,3 +163,14 @@ def _backwards(spec: "Spec", moment: float) -> Iterator[float]:
 
 def _just_before(moment: float) -> float:
     return moment - 0.0005  # ticks are told apart by milliseconds
+
+
+_MISSED = ("skip", "once", "all")
+
+
+def check_missed(missed: object) -> None:
+    """Raise ConfigurationError if it does not say what becomes of missed ticks."""
+    if missed not in _MISSED:
+        raise ConfigurationError(
+            f"missed={missed!r}.{did_you_mean(str(missed), _MISSED)} It is 'skip', 'once' or 'all'"
+        )

@@ -4,6 +4,7 @@ import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from enum import Enum
 from functools import partial
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 from pubsub_core.broker import Membership, Start
 from pubsub_core.errors import ConfigurationError, SubscriptionError
 from pubsub_core.message import Message, SubscriptionKey
+from pubsub_core.names import check_name
 from pubsub_core.retry import RetryPolicy
 from pubsub_core.versions import Versions
 
@@ -203,3 +205,27 @@ def _wanted(
         (inner,) = get_args(annotation)
         return Takes.MESSAGE, schema if inner is Any else inner
     return Takes.PAYLOAD, annotation
+
+
+def check_options(group: str | None, timeout: float | None, concurrency: int | None, start: Start) -> None:
+    """Raise ConfigurationError for a group that has no such name, and SubscriptionError for what else cannot be."""
+    if group is not None:
+        check_name("group", group)
+    if timeout is not None and not 0 < timeout < float("inf"):
+        raise SubscriptionError(f"timeout={timeout!r}: the timeout is a number of seconds, more than 0")
+    if concurrency is not None and (not isinstance(concurrency, int) or concurrency < 1):
+        raise SubscriptionError(f"concurrency={concurrency!r}: how many may run at once, 1 or more")
+    if isinstance(start, datetime):
+        if start.tzinfo is None:
+            raise SubscriptionError(f"start={start!r} has no time zone: use datetime(..., tzinfo=UTC)")
+    elif start not in ("earliest", "latest"):
+        raise SubscriptionError(f"start={start!r}: use 'earliest', 'latest' or an aware datetime")
+
+
+def second_handler(topic: str, group: str | None, new: Handler, other: Handler) -> SubscriptionError:
+    """Return the error for a second handler of a topic and group."""
+    called = "the default group" if group is None else f"group {group!r}"
+    return SubscriptionError(
+        f"topic {topic!r} has a handler for {called} already: {other.name} ({other.where}). To have {new.name} "
+        f"({new.where}) see every message as well, give it a group of its own: subscribe(..., group='another')"
+    )

@@ -1,14 +1,18 @@
 """Topics: named streams of messages of one schema."""
 
+import math
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
 
-from pubsub_core.broker import Durability, Start, TopicOptions
+from pubsub_core.broker import USUAL, Durability, Overflow, Start, TopicOptions
 from pubsub_core.decorators import BatchHandlerDecorator, HandlerDecorator
+from pubsub_core.errors import ConfigurationError
+from pubsub_core.names import did_you_mean
 from pubsub_core.retry import RetryPolicy
 from pubsub_core.schedule import Missed
 from pubsub_core.subscription import Expired, where
+from pubsub_core.terms import Dedup
 from pubsub_core.versions import Upcast, Versions
 
 if TYPE_CHECKING:
@@ -16,9 +20,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 U = TypeVar("U", bound=Callable[[Any], Any])
-
-Dedup = str | tuple[str, float | timedelta]
-"""A key, or a key and a window in seconds."""
 
 
 class Owner(Protocol):
@@ -203,3 +204,55 @@ class Topic(Generic[T]):
             return function
 
         return decorate
+
+
+def topic_options(
+    topic: str,
+    stream: str | None,
+    retention: float | None,
+    max_backlog: int | None,
+    overflow: Overflow,
+    *,
+    is_new: bool,
+) -> TopicOptions:
+    """Return what was said of a topic. Raises ConfigurationError for what cannot be."""
+    if retention is not None and (
+        isinstance(retention, bool) or not isinstance(retention, int | float) or not 0 < retention < math.inf
+    ):
+        raise ConfigurationError(f"topic {topic!r} has retention={retention!r}: it is a number of seconds, more than 0")
+    if max_backlog is not None and (
+        isinstance(max_backlog, bool) or not isinstance(max_backlog, int) or max_backlog < 1
+    ):
+        raise ConfigurationError(f"topic {topic!r} has max_backlog={max_backlog!r}: it is a whole number, 1 or more")
+    if overflow not in _OVERFLOWS:
+        raise ConfigurationError(
+            f"topic {topic!r} has overflow={overflow!r}.{did_you_mean(str(overflow), _OVERFLOWS)} "
+            "It is 'reject' or 'drop_oldest'"
+        )
+    if is_new and overflow != "reject" and max_backlog is None:
+        raise ConfigurationError(f"topic {topic!r} has overflow={overflow!r}, and no max_backlog= that may overflow")
+    return TopicOptions(stream, retention, max_backlog, overflow)
+
+
+_OVERFLOWS = ("reject", "drop_oldest")
+
+
+def contradicts(new: TopicOptions, known: TopicOptions) -> bool:
+    """Whether something is said of a topic anew, and otherwise."""
+    says_overflow = new.max_backlog is not None or new.overflow != USUAL.overflow
+    return (
+        (new.stream is not None and new.stream != known.stream)
+        or (new.retention is not None and new.retention != known.retention)
+        or (new.max_backlog is not None and new.max_backlog != known.max_backlog)
+        or (says_overflow and new.overflow != known.overflow)
+    )
+
+
+def options_shown(topic: Topic[Any]) -> str:
+    """Return what was declared of a topic besides its name and schema."""
+    options = topic.options
+    said: dict[str, Any] = {"retention": options.retention, "durability": topic.durability}
+    if options.max_backlog is not None:
+        said |= {"max_backlog": options.max_backlog, "overflow": options.overflow}
+    shown = ", ".join(f"{name}={value!r}" for name, value in said.items() if value is not None)
+    return f"{f' on stream {topic.stream!r}' if topic.stream else ''}{f' with {shown}' if shown else ''}"
