@@ -1,6 +1,7 @@
 """Servers that the whole test run shares: each is started at first use, and stopped at the end."""
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +14,14 @@ from tests.servers import FakedServer, RealServer, fake_server, redis_server, va
 # How long an example takes says what else the machine does.
 settings.register_profile("here", deadline=None)
 settings.load_profile("here")
+
+
+@pytest.fixture(autouse=True)
+def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs the tests may have settings of his own."""
+    for key in list(os.environ):
+        if key.startswith(("PUBSUB_", "FLASK_PUBSUB_")) or key == "FLASK_APP":
+            monkeypatch.delenv(key)
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,8 @@ from pubsub_redis import consumer as consumer_module
 from pubsub_redis.consumer import RedisConsumer, _Ahead
 from pubsub_redis.keys import paused_key
 from tests.servers import RealServer, proxy_to
-from tests.test_redis import WITHIN, Place, ids, message, publish, until
+from tests.test_redis import WITHIN, Place, ids, message, publish
+from tests.waiting import until
 
 BILLING = SubscriptionKey("orders", "billing")
 COUNT, MOST = 2_000, 500

@@ -19,7 +19,8 @@ from pubsub_redis.consumer import RedisConsumer
 from pubsub_redis.keys import control_channel, look_key, worker_key
 from tests.chaos.gate import Gate
 from tests.servers import Proxy, RealServer, proxy_to, redis_server, valkey_server
-from tests.test_redis import REASON, WITHIN, Place, ids, load_scripts, names, publish, until
+from tests.test_redis import REASON, WITHIN, Place, ids, load_scripts, names, publish
+from tests.waiting import until
 
 BILLING = SubscriptionKey("orders", "billing")
 

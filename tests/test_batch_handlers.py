@@ -3,10 +3,9 @@
 import pickle
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
-from time import monotonic
 from typing import Any
 
 import pytest
@@ -33,6 +32,7 @@ from pubsub_core.middleware import HandleNext
 from pubsub_core.worker import timeouts
 from tests.servers import RealServer
 from tests.test_supervisor import Fleet
+from tests.waiting import until
 
 WITHIN = 15.0
 
@@ -82,14 +82,6 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
     pubsub = PubSub(url, group="billing", namespace=f"test-{uuid.uuid4().hex}", heartbeat=0.5)
     yield Place(pubsub)
     pubsub.close()
-
-
-def until(claim: Callable[[], bool]) -> None:
-    """Wait for what nobody tells."""
-    deadline = monotonic() + WITHIN
-    while not claim():
-        assert monotonic() < deadline
-        threading.Event().wait(0.01)
 
 
 # What it is given

@@ -10,9 +10,8 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,6 +32,7 @@ from pubsub_flask.commands import pubsub as flask_pubsub
 from pubsub_redis.embedded import stop_server
 from tests.servers import RealServer
 from tests.test_docs import free_port, listens
+from tests.waiting import until
 
 WITHIN = 10.0
 APP = "tests.apps.operated"
@@ -825,12 +825,12 @@ WEB_SHOP = """
 def test_dev_runs_web_worker_and_server_until_it_is_told_to_stop(tmp_path: Path, command: list[str], line: str):
     port = free_port()
     with dev_of(WEB_SHOP, [*command, "--port", str(port)], tmp_path) as log:
-        until(lambda: listens(port), IN_DEV)
+        until(lambda: listens(port), within=IN_DEV)
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
         connection.request("GET", "/")
         assert connection.getresponse().status == 200
         connection.close()
-        until(lambda: line in log.read_text(), IN_DEV)
+        until(lambda: line in log.read_text(), within=IN_DEV)
 
 
 def test_dev_without_a_web_application_runs_the_worker_with_its_schedules_and_the_server(tmp_path: Path):
@@ -844,7 +844,7 @@ def test_dev_without_a_web_application_runs_the_worker_with_its_schedules_and_th
             print("ticked")
         """
     with dev_of(program, [*PUBSUB_DEV, "shop"], tmp_path) as log:
-        until(lambda: "worker | ticked" in log.read_text(), IN_DEV)
+        until(lambda: "worker | ticked" in log.read_text(), within=IN_DEV)
     assert "dev | worker with reload, broker redis+embedded:///./.pubsub" in log.read_text()
     assert "web" not in log.read_text()
 
@@ -888,11 +888,3 @@ def test_moments_may_be_said_in_several_ways():
 )
 def test_durations_are_said_in_words(seconds: float, words: str):
     assert seconds_in_words(seconds) == words
-
-
-def until(condition: Callable[[], Any], within: float = WITHIN) -> None:
-    deadline = time.monotonic() + within
-    never = threading.Event()
-    while not condition():
-        assert time.monotonic() < deadline
-        never.wait(0.05)

@@ -51,12 +51,6 @@ class Opaque:
     """A class that pydantic knows nothing of."""
 
 
-@pytest.fixture(autouse=True)
-def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    for key in ("PUBSUB_URL", "PUBSUB_GROUP"):
-        monkeypatch.delenv(key, raising=False)
-
-
 @pytest.fixture
 def pubsub() -> Iterator[PubSub]:
     pubsub = PubSub(group="default")

@@ -6,9 +6,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import unquote
@@ -20,6 +18,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from pubsub_core.errors import BrokerUnavailable, ConfigurationError
 from pubsub_redis import embedded
 from pubsub_redis.embedded import ensure_server, parse_embedded_url, stop_server
+from tests.waiting import until
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the embedded server does not run on Windows")
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="needs what only Linux has")
@@ -64,13 +63,6 @@ def is_serving(url: str) -> bool:
     with Redis.from_url(url) as client, contextlib.suppress(RedisConnectionError):
         return bool(client.ping())
     return False
-
-
-def wait_until(claim: Callable[[], bool], within: float = 5.0) -> None:
-    deadline = time.monotonic() + within
-    while not claim():
-        assert time.monotonic() < deadline, f"still not so after {within} s"
-        threading.Event().wait(0.01)
 
 
 def mode(path: Path) -> int:
@@ -151,7 +143,7 @@ def test_data_survive_kill_9_of_the_server_which_leaves_a_stale_socket(directory
     killed = pid_of(url)
 
     os.kill(killed, signal.SIGKILL)
-    wait_until(lambda: not is_serving(url))
+    until(lambda: not is_serving(url))
     assert socket_of(url).exists()
     again = ensure_server(directory)
 
@@ -166,7 +158,7 @@ def test_killed_guardian_takes_the_server_along_and_the_next_comer_starts_anew(d
     killed = pid_of(url)
 
     os.kill(parent_of(killed), signal.SIGKILL)
-    wait_until(lambda: not is_serving(url))
+    until(lambda: not is_serving(url))
     again = ensure_server(directory)
 
     assert pid_of(again) != killed
@@ -178,7 +170,7 @@ def test_guardian_that_is_asked_to_end_ends_the_server(directory: Path) -> None:
 
     os.kill(parent_of(pid_of(url)), signal.SIGTERM)
 
-    wait_until(lambda: not socket_of(url).exists())
+    until(lambda: not socket_of(url).exists())
 
 
 def test_server_outlives_whoever_started_it_and_its_forked_children(directory: Path) -> None:
@@ -230,7 +222,7 @@ def test_server_ends_when_nobody_is_connected_and_not_before(directory: Path) ->
         client.blpop(["nothing"], timeout=0.6)
         assert client.info("server")["process_id"] == started
 
-    wait_until(lambda: not socket_of(url).exists())
+    until(lambda: not socket_of(url).exists())
     assert stored(ensure_server(directory)) == "before"
 
 
@@ -284,7 +276,7 @@ def test_removed_directory_means_a_new_server_and_the_end_of_the_old_one(directo
         url = ensure_server(directory)
 
         with pytest.raises(RedisConnectionError):
-            wait_until(lambda: not old.ping())
+            until(lambda: not old.ping())
         assert stored(url) is None
         assert socket_of(url).exists()
 

@@ -20,12 +20,6 @@ from pubsub_core.worker.process import Worker
 from pubsub_flask import ConfigurationError, Delivery, Message, NoRetry, PubSub, current_pubsub
 
 
-@pytest.fixture(autouse=True)
-def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    for key in ("PUBSUB_URL", "PUBSUB_GROUP", "PUBSUB_APP", "FLASK_APP"):
-        monkeypatch.delenv(key, raising=False)
-
-
 def make_app(name: str = "shop", **config: Any) -> Flask:
     app = Flask(name)
     app.config.update(config)

@@ -3,9 +3,8 @@
 import ctypes
 import sys
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
 import pytest
@@ -13,6 +12,7 @@ import pytest
 from pubsub_core import Message, PubSub, SubscriptionKey
 from pubsub_core.message import Delivery, delivery_of
 from pubsub_core.worker.handover import Credit, Handover, _Idle
+from tests.waiting import until
 
 TOPICS = ("orders", "invoices")
 WITHIN = 20.0
@@ -169,13 +169,6 @@ def test_one_that_takes_long_counts_fully_unless_it_may_have_waited_for_the_othe
     assert least <= asked[-1] <= most
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WITHIN
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
 class Interrupted(BaseException):
     pass
 
@@ -197,7 +190,7 @@ def test_who_is_interrupted_as_he_is_woken_passes_it_on() -> None:
     threads = [threading.Thread(target=wait, daemon=True) for _ in range(3)]
     for number, thread in enumerate(threads, 1):
         thread.start()
-        wait_until(lambda number=number: len(idle._asleep) == number)
+        until(lambda number=number: len(idle._asleep) == number)
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(threads[0].ident or 0), ctypes.py_object(Interrupted))
 
     with lock:

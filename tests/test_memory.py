@@ -22,6 +22,7 @@ from pubsub_memory import open_memory
 from pubsub_memory.broker import MemoryBroker
 from pubsub_memory.handover import hand_over
 from pubsub_memory.store import KEPT_FOR_LOOKING_BACK, Log
+from tests.waiting import until
 
 BILLING = SubscriptionKey("orders", "billing")
 SHIPPING = SubscriptionKey("orders", "shipping")
@@ -312,15 +313,6 @@ def test_nothing_is_left_of_what_is_settled(open_url, clock):
 
 
 # Threads and processes.
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for what another thread is about to do, 10 seconds at most."""
-    deadline = monotonic() + 10
-    pause = threading.Event()
-    while not condition():
-        assert monotonic() < deadline, "it did not happen within 10 s"
-        pause.wait(0.001)
 
 
 def test_a_receive_that_ends_empty_waits_no_longer(open_url):

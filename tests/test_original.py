@@ -25,12 +25,6 @@ from tests.test_flask import handle_all, make_app
 Supervised = list[tuple[Callable[[], PubSub], WorkerOptions]]
 
 
-@pytest.fixture(autouse=True)
-def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    for key in ("PUBSUB_URL", "PUBSUB_GROUP", "PUBSUB_APP", "FLASK_APP"):
-        monkeypatch.delenv(key, raising=False)
-
-
 def bound(consumer: Consumer, app: Flask) -> PubSub:
     """The consumer's handlers, as `run` would have them."""
     consumer.init_app(app)

@@ -37,6 +37,7 @@ from pubsub_redis.faults import translated
 from pubsub_redis.link import script
 from pubsub_redis.servers import open_servers
 from tests.servers import Proxy, RealServer, proxy_to, redis_server, valkey_server
+from tests.waiting import until
 
 WITHIN = 10.0
 
@@ -388,13 +389,6 @@ def replica(own: Place) -> Iterator[RealServer]:
             until(lambda: client.info("replication")["master_link_status"] == "up")
         yield replica
         replica.resume()
-
-
-def until(claim: Any) -> None:
-    deadline = time.monotonic() + WITHIN
-    while not claim():
-        assert time.monotonic() < deadline, f"still not so after {WITHIN} s"
-        threading.Event().wait(0.01)
 
 
 def until_it_waits(place: Place, count: int) -> None:

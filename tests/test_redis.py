@@ -41,6 +41,7 @@ from pubsub_redis.keys import worker_key
 from pubsub_redis.link import SCRIPTS, script
 from pubsub_redis.servers import open_servers
 from tests.servers import Proxy, RealServer, proxy_to, redis_server, valkey_server
+from tests.waiting import until
 
 WITHIN = 10.0
 REASON = DeadLetterReason("rejected")
@@ -126,13 +127,6 @@ class Place:
         for one in reversed(self._opened):
             one.close()
         self._threads.shutdown()
-
-
-def until(claim: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WITHIN
-    while not claim():
-        assert time.monotonic() < deadline, f"still not so after {WITHIN} s"
-        threading.Event().wait(0.005)
 
 
 def message(topic: str = "orders", payload: bytes = b"{}") -> Message[bytes]:

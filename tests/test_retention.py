@@ -15,7 +15,8 @@ from pubsub_redis import upkeep as upkeep_module
 from pubsub_redis.consumer import RedisConsumer
 from pubsub_redis.keys import look_key
 from tests.servers import RealServer, redis_server
-from tests.test_redis import REASON, Place, ids, message, publish, until
+from tests.test_redis import REASON, Place, ids, message, publish
+from tests.waiting import until
 
 BILLING = SubscriptionKey("orders", "billing")
 SHIPPING = SubscriptionKey("orders", "shipping")

@@ -6,7 +6,6 @@ import pickle
 import random
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -33,6 +32,7 @@ from pubsub_core import (
 from pubsub_core.worker.process import Worker
 from tests.servers import RealServer, redis_server
 from tests.test_supervisor import WITHIN, Fleet, is_ready
+from tests.waiting import until
 
 LATE = 0.5  # seconds that a redelivery may come after it is due, on an idle system
 
@@ -277,14 +277,6 @@ def test_what_the_policy_gives_up_is_a_dead_letter(policy, tries):
 
 
 # Over crashes and restarts: real servers
-
-
-def until(is_so: Callable[[], bool]) -> None:
-    """Wait for what only the server knows."""
-    deadline = time.monotonic() + WITHIN
-    while not is_so():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.005)
 
 
 def test_retry_survives_the_worker_that_asked_for_it_and_the_server():

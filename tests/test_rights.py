@@ -1,7 +1,6 @@
 """What docs/configuration.md says that a user of the server needs is enough: nothing is refused."""
 
 import re
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pubsub_core.broker import Examinable, Membership, ScheduleKey
 from pubsub_core.doctor import examine
 from pubsub_core.message import SubscriptionKey
 from tests.servers import RealServer
+from tests.waiting import until
 
 LINES = re.compile(r"^ACL SETUSER (\w+) (on .+)$", re.MULTILINE)
 DOCUMENT = Path(__file__).parent.parent / "docs" / "configuration.md"
@@ -65,13 +65,6 @@ def rights(request: pytest.FixtureRequest) -> Iterator[Rights]:
     with Redis.from_url(server.url) as client:
         for user in found.users:
             client.acl_deluser(user)
-
-
-def until(claim: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WITHIN
-    while not claim():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def setting(event: Event) -> Callable[[int], None]:

@@ -14,7 +14,8 @@ from pubsub_core.cli import main as pubsub_command
 from pubsub_core.commands import COMMANDS
 from pubsub_core.target import load_target
 from tests.servers import proxy_to, redis_server, valkey_server
-from tests.test_rights import DOCUMENT, LINES, Rights, is_newer, rights, until
+from tests.test_rights import DOCUMENT, LINES, Rights, is_newer, rights
+from tests.waiting import until
 
 __all__ = ["rights"]  # the fixture
 

@@ -10,12 +10,6 @@ from pubsub_core.backends import masked
 from pubsub_core.settings import keyword_layer
 
 
-@pytest.fixture(autouse=True)
-def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    for key in ("PUBSUB_URL", "PUBSUB_GROUP", "PUBSUB_THREADS"):
-        monkeypatch.delenv(key, raising=False)
-
-
 def test_defaults() -> None:
     assert Settings.parse({}) == Settings(
         url="memory://",

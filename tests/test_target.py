@@ -23,12 +23,6 @@ import pubsub_core, pubsub_flask
 """
 
 
-@pytest.fixture(autouse=True)
-def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    for key in ("PUBSUB_URL", "PUBSUB_GROUP", "PUBSUB_APP", "FLASK_APP"):
-        monkeypatch.delenv(key, raising=False)
-
-
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     """Make `till.py` in a working directory that is not on the path yet."""

@@ -19,6 +19,7 @@ from pubsub_core.worker import timeouts
 from pubsub_core.worker.event_loop import EventLoop
 from pubsub_core.worker.timeouts import Run
 from tests.servers import RealServer
+from tests.waiting import until
 
 WITHIN = 15.0
 SHORT = 0.7  # seconds: long enough for a handler to begin, and a quick one to end, while the machine is busy
@@ -46,16 +47,8 @@ class Place:
 
     def until_letters(self, count: int) -> list[DeadLetterReason]:
         """Wait until there are so many dead letters."""
-        look_until(lambda: len(self.letters()) >= count)
+        until(lambda: len(self.letters()) >= count)
         return self.letters()
-
-
-def look_until(claim: Callable[[], bool]) -> None:
-    """Wait for what nobody tells."""
-    deadline = time.monotonic() + WITHIN
-    while not claim():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.01)
 
 
 @pytest.fixture(params=["memory", "redis"])
@@ -198,7 +191,7 @@ def test_a_timeout_hits_nothing_but_its_own_handler(place: Place, monkeypatch: p
         for number in range(count):
             batch.publish("orders", number)
     with Worker(place.pubsub, threads=4) as worker:
-        look_until(lambda: len(set(place.notes)) >= count / 2)
+        until(lambda: len(set(place.notes)) >= count / 2)
         assert worker.is_alive
         assert worker.abandoned == 0
     assert not wrong
@@ -250,7 +243,7 @@ def test_one_handler_that_blocks_the_loop_costs_the_others_only_that_loop(place:
         place.pubsub.publish("blocks", 1)
         assert is_blocked.wait(WITHIN)
         place.pubsub.publish("blocks", 2)  # it waits for the same loop in vain
-        look_until(lambda: worker.abandoned >= 1)
+        until(lambda: worker.abandoned >= 1)
         place.pubsub.publish("orders", "second")
         place.until(lambda: ("end", "second") in place.notes)
         assert len(worker._loop._blocked) <= 2  # one for each that blocked a loop, none for those that waited
@@ -258,7 +251,7 @@ def test_one_handler_that_blocks_the_loop_costs_the_others_only_that_loop(place:
         go_on.set()
         place.until(lambda: ("end", "first") in place.notes)
     assert place.notes.count(("start", "first")) == 1
-    look_until(lambda: "pubsub-event-loop" not in {one.name for one in threading.enumerate()})
+    until(lambda: "pubsub-event-loop" not in {one.name for one in threading.enumerate()})
 
 
 @pytest.mark.parametrize("is_async", [False, True])
@@ -281,7 +274,7 @@ def test_a_worker_is_alive_while_another_thread_takes_the_place_of_one_that_was_
         give_up(run)
         if not is_async:
             go_on.set()
-            look_until(lambda: run.thread not in {one.ident for one in threading.enumerate()})
+            until(lambda: run.thread not in {one.ident for one in threading.enumerate()})
         alive.append(worker.is_alive)
 
     def start(thread: threading.Thread) -> None:
@@ -293,7 +286,7 @@ def test_a_worker_is_alive_while_another_thread_takes_the_place_of_one_that_was_
     monkeypatch.setattr("pubsub_core.worker.event_loop.start_unless_ending", start)
     with worker:
         place.pubsub.publish("orders", 1)
-        look_until(lambda: worker.abandoned == 1)
+        until(lambda: worker.abandoned == 1)
         assert alive == [True] * (3 if is_async else 2)
         assert worker.is_alive
         go_on.set()

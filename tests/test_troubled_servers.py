@@ -6,8 +6,7 @@ Workers and publishers wait for the end of it; nothing is lost, nothing comes tw
 import contextlib
 import logging
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +19,7 @@ from redis.retry import Retry
 
 from pubsub_core import BrokerUnavailable, Message, PubSub, Worker
 from tests.servers import RealServer, redis_server, valkey_server
+from tests.waiting import until
 
 WITHIN = 20.0
 HEARTBEAT = 0.2
@@ -27,13 +27,6 @@ PATIENCE = 3 * HEARTBEAT  # of a publish that is to fail; three of them take lon
 
 NOWHERE = ("127.0.0.1", 1)
 ENDLESS = "while true do redis.call('PING') end"
-
-
-def until(claim: Callable[[], bool], what: str = "it is so") -> None:
-    deadline = time.monotonic() + WITHIN
-    while not claim():
-        assert time.monotonic() < deadline, f"not within {WITHIN} s: {what}"
-        threading.Event().wait(0.01)
 
 
 @dataclass

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from time import monotonic
 from typing import Any
 
 import pytest
@@ -38,6 +37,7 @@ from pubsub_core.message import DeadLetterReason
 from pubsub_core.worker import executor as executor_module
 from pubsub_core.worker.handover import Handover
 from pubsub_core.worker.process import Worker
+from tests.waiting import until
 
 WITHIN = 20.0  # seconds that anything may take before a test gives up on it
 
@@ -1136,7 +1136,7 @@ def test_a_broker_that_is_away_for_a_while_costs_no_message_and_makes_no_duplica
     if methods in (["nack"], ["dead_letter"]):
         shop.seen.wait_until(50 if methods == ["nack"] else 60)  # as reading works
     # Or one that failed before the broker is back says so afterwards.
-    look_until(lambda: shop.workers[0]._handover.is_empty)
+    until(lambda: shop.workers[0]._handover.is_empty)
     is_away.clear()
     shop.wait_settled(60)
     shop.wait_dead(20)
@@ -1147,14 +1147,6 @@ def test_a_broker_that_is_away_for_a_while_costs_no_message_and_makes_no_duplica
     wait_for_log(caplog, lambda: outages_in(caplog)[-1:] == ["the broker is back"])
     # Twice if a thread learns of its failure when the others are over it already; see the next tests for once.
     assert outages_in(caplog) in (["the broker is away", "the broker is back"] * times for times in (1, 2))
-
-
-def look_until(is_so: Callable[[], bool]) -> None:
-    """Wait for what nobody tells."""
-    deadline = monotonic() + WITHIN
-    while not is_so():
-        assert monotonic() < deadline
-        threading.Event().wait(0.001)
 
 
 def wait_for_log(caplog: pytest.LogCaptureFixture, is_so: Callable[[], bool]) -> None:
@@ -1280,7 +1272,7 @@ def test_a_thread_that_dies_is_told_once_and_shown(shop, method, caplog):
     worker = shop.worker(threads=2)
     shop.publish(1)
     wait_for_log(caplog, lambda: any(one.levelno == logging.CRITICAL for one in caplog.records))
-    look_until(lambda: not worker.is_alive)  # it says so before it ends
+    until(lambda: not worker.is_alive)  # it says so before it ends
     assert not worker.is_stopping
     assert isinstance(worker.failure, WorkerError)
     assert isinstance(worker.failure.__cause__, RuntimeError)
