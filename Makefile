@@ -1,5 +1,5 @@
 # Every target sets up what it needs: a virtual environment in .venv and, for the tests, a redis-server.
-# README.md lists the plain equivalent of each.
+# README.md lists the plain equivalent of those that a reader needs.
 
 PYTHON ?= python3
 VENV   := .venv

@@ -18,7 +18,7 @@ from pubsub_core.errors import ConfigurationError
 _EXIT_CODES = """\b
 Exit codes:
   0    ended as asked: SIGTERM, Ctrl-C, or nothing left to do (--burst)
-  1    crashed
+  1    crashed, or handlers did not finish in time
   2    wrong usage, wrong configuration, or the application cannot be imported
   130  a second Ctrl-C, which does not wait for the handlers
 """
@@ -81,7 +81,6 @@ def worker_command(door: Door, *, takes_target: bool) -> click.Command:
         callback=worker,
         params=[*target_parameters(takes_target=takes_target), *_worker_options()],
         help=_WORKER_HELP.format(what=TARGET_HELP if takes_target else f"{FLASK_HELP} {_LOADED}"),
-        short_help="Handle messages until told to stop.",
         epilog=f"{_EXAMPLES if takes_target else _FLASK_EXAMPLES}\n{_EXIT_CODES}",
     )
 

@@ -76,7 +76,19 @@ class PayloadTooLarge(ValidationError):
     """The encoded payload is larger than `PUBSUB_MAX_PAYLOAD` bytes. Nothing was sent."""
 
 
-class PublishUncertain(PublishError):
+class _InDoubt(PublishError):
+    """What `message_ids` names is not as sure as was asked for."""
+
+    def __init__(self, message: str, message_ids: Sequence[str]) -> None:
+        super().__init__(message)
+        self.message_ids = tuple(message_ids)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Cross processes whole."""
+        return type(self), (str(self), self.message_ids), self.__dict__
+
+
+class PublishUncertain(_InDoubt):
     """The connection broke after the messages were sent, and looking for them failed too.
 
     They may be stored or not. `message_ids` are the ids that nobody can vouch for, in the order of publishing; others
@@ -84,29 +96,13 @@ class PublishUncertain(PublishError):
     (`id=`, or `commit()` of their batch) stores nothing twice.
     """
 
-    def __init__(self, message: str, message_ids: Sequence[str]) -> None:
-        super().__init__(message)
-        self.message_ids = tuple(message_ids)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Cross processes whole."""
-        return type(self), (str(self), self.message_ids), self.__dict__
-
-
-class NotConfirmed(PublishError):
+class NotConfirmed(_InDoubt):
     """The messages are stored, but disk or replicas did not confirm that in time: they may be lost with the server.
 
     `message_ids` are their ids. Publishing them again under these ids (`id=`, or `commit()` of their batch) stores
     nothing twice, and asks for the confirmation again.
     """
-
-    def __init__(self, message: str, message_ids: Sequence[str]) -> None:
-        super().__init__(message)
-        self.message_ids = tuple(message_ids)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Cross processes whole."""
-        return type(self), (str(self), self.message_ids), self.__dict__
 
 
 class BrokerError(_OfSeveral, PubSubError):

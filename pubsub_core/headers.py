@@ -1,4 +1,4 @@
-"""The headers that a message gets besides those of its publish: inherited ones, and those that hooks add to all."""
+"""The headers that a message gets besides those of its publish: inherited, and made by functions of the application."""
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -8,7 +8,7 @@ from pubsub_core.errors import ValidationError
 
 TRACEPARENT = "traceparent"
 
-HeadersHook = Callable[[], Mapping[str, str]]
+MakeHeaders = Callable[[], Mapping[str, str]]
 
 
 def inherited_headers() -> Mapping[str, str] | None:
@@ -25,13 +25,13 @@ def inherited_headers() -> Mapping[str, str] | None:
 def merged_headers(
     topic: str,
     given: Mapping[str, str] | None,
-    hooks: Sequence[HeadersHook],
+    makers: Sequence[MakeHeaders],
     inherited: Mapping[str, str] | None,
 ) -> Mapping[str, str]:
-    """Return all of them: given ones win over those of hooks, of which the last wins, and these over inherited ones."""
+    """Return all of them: given ones win over those that are made, of which the last wins, and these over inherited."""
     headers = dict(inherited or {})
-    for hook in hooks:
-        headers |= _checked(hook(), topic, f", by {getattr(hook, '__qualname__', repr(hook))}")
+    for make in makers:
+        headers |= _checked(make(), topic, f", by {getattr(make, '__qualname__', repr(make))}")
     headers |= _checked(given or {}, topic)
     return MappingProxyType(headers)
 

@@ -34,7 +34,7 @@ from pubsub_core.errors import (
     SubscriptionError,
     ValidationError,
 )
-from pubsub_core.headers import HeadersHook, inherited_headers, merged_headers
+from pubsub_core.headers import MakeHeaders, inherited_headers, merged_headers
 from pubsub_core.message import PLAIN_FIELDS, Message, SubscriptionKey, message_of
 from pubsub_core.metrics import Metrics
 from pubsub_core.middleware import HandleMiddleware, PublishMiddleware, chain, refuse_async
@@ -88,7 +88,7 @@ class PubSub:
         self._schedules: dict[str, Schedule] = {}
         self._handle_middleware: list[HandleMiddleware] = []
         self._publish_middleware: list[PublishMiddleware] = []
-        self._header_hooks: list[HeadersHook] = []
+        self._header_makers: list[MakeHeaders] = []
         self._own_runtime: Runtime | None = None
         self._stand_ins: list[Runtime] = []  # of a test; shared with copies of this
         self.metrics = Metrics()
@@ -395,7 +395,7 @@ class PubSub:
         self._publish_middleware.append(function)
         return function
 
-    def headers(self, function: HeadersHook) -> HeadersHook:
+    def headers(self, function: MakeHeaders) -> MakeHeaders:
         """Have a function called at each publish, which returns headers to add. Usable as a decorator.
 
         It is called where `publish` is, also that of a batch, so it may look at what is current there: the tenant, the
@@ -403,7 +403,7 @@ class PubSub:
         last wins. What it raises is raised by `publish`; nothing is sent. Schedules do not call it.
         """
         refuse_async(function, "headers")
-        self._header_hooks.append(function)
+        self._header_makers.append(function)
         return function
 
     # Publishing
@@ -503,8 +503,8 @@ class PubSub:
                 raise ValidationError(f"key={key!r} on topic {name!r}: a key is text")
             fields["key"] = key
         inherited = self._inherited_headers()
-        if headers or inherited or self._header_hooks:
-            fields["headers"] = merged_headers(name, headers, self._header_hooks, inherited)
+        if headers or inherited or self._header_makers:
+            fields["headers"] = merged_headers(name, headers, self._header_makers, inherited)
         if id is None:
             fields["id"], fields["published_at"] = runtime.make_id.with_moment()
         else:
@@ -596,6 +596,7 @@ class PubSub:
         """
         known = {*self._subscriptions, *self._schedules}
         handle, publish = len(self._handle_middleware), len(self._publish_middleware)
+        headers = len(self._header_makers)
         self._stand_ins.append(runtime)
         try:
             yield
@@ -608,14 +609,13 @@ class PubSub:
             for name, schedule in [*self._schedules.items()]:
                 if name not in known and schedule.payload is not None:
                     del self._schedules[name]
-            self._handle_middleware[handle:] = [one for one in self._handle_middleware[handle:] if not _is_local(one)]
-            self._publish_middleware[publish:] = [
-                one for one in self._publish_middleware[publish:] if not _is_local(one)
-            ]
+            _forget_local(self._handle_middleware, handle)
+            _forget_local(self._publish_middleware, publish)
+            _forget_local(self._header_makers, headers)
 
     @property
     def declared(self) -> int:
-        """How many subscriptions, schedules and middleware there are: another number tells that there are more."""
+        """How many subscriptions, schedules and handle middleware there are: a greater number tells of new ones."""
         return len(self._subscriptions) + len(self._schedules) + len(self._handle_middleware)
 
     @property
@@ -809,6 +809,10 @@ class Batch:
 
 def _ids(messages: Sequence[Message[Any]]) -> list[str]:
     return [message.id for message in messages]
+
+
+def _forget_local(functions: list[F], known: int) -> None:
+    functions[known:] = [one for one in functions[known:] if not _is_local(one)]
 
 
 def _is_local(function: Callable[..., Any]) -> bool:

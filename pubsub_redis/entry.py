@@ -19,6 +19,7 @@ from pubsub_core.ids import published_at
 from pubsub_core.message import (
     NO_HEADERS,
     PLAIN_FIELDS,
+    DeadLetterKind,
     DeadLetterReason,
     Delivery,
     Message,
@@ -276,7 +277,7 @@ def read_letter(key: SubscriptionKey, entry_id: bytes, values: list[bytes]) -> D
     try:
         own = {values[i].decode(): values[i + 1].decode("utf-8", "replace") for i in range(0, 2 * _LETTER_FIELDS, 2)}
         entry_at, attempt = own["position"].encode(), int(own["attempt"])
-        reason = DeadLetterReason(cast("Any", own["reason"]), own["error"], own["detail"], own["traceback"])
+        reason = DeadLetterReason(cast("DeadLetterKind", own["reason"]), own["error"], own["detail"], own["traceback"])
         first = datetime.fromtimestamp(int(own["first"]) / 1000, UTC) if own["first"] else last
         consumer = own["consumer"]
     except (IndexError, KeyError, ValueError, OverflowError, OSError):

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -184,6 +185,18 @@ def target_parameters(*, takes_target: bool) -> list[click.Parameter]:
 def json_option(help: str = "Answer in JSON.") -> click.Option:
     """Return the option --json, which every command has."""
     return click.Option(["--json", "as_json"], is_flag=True, help=help)
+
+
+def directory_option(help: str) -> click.Option:
+    """Return the option --dir, of the commands that work with schemas in files."""
+    return click.Option(
+        ["-d", "--dir", "directory"],
+        type=click.Path(path_type=Path, file_okay=False),
+        default="schemas",
+        show_default=True,
+        metavar="DIR",
+        help=help,
+    )
 
 
 def examples(name: str, *, takes_target: bool) -> str:

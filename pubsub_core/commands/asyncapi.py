@@ -5,7 +5,16 @@ from pathlib import Path
 
 import click
 
-from pubsub_core.commands import FLASK_HELP, TARGET_HELP, Door, examples, json_option, refusing, target_parameters
+from pubsub_core.commands import (
+    FLASK_HELP,
+    TARGET_HELP,
+    Door,
+    directory_option,
+    examples,
+    json_option,
+    refusing,
+    target_parameters,
+)
 
 _HELP = """Write an AsyncAPI 3.0 document of the topics, their schemas and versions, and the subscriptions.
 
@@ -46,14 +55,7 @@ def asyncapi_command(door: Door, *, takes_target: bool) -> click.Command:
             metavar="FILE",
             help="Without it the document is printed.",
         ),
-        click.Option(
-            ["-d", "--dir", "directory"],
-            type=click.Path(path_type=Path, file_okay=False),
-            default="schemas",
-            show_default=True,
-            metavar="DIR",
-            help="Where the schemas of earlier versions are.",
-        ),
+        directory_option("Where the schemas of earlier versions are."),
         click.Option(["--title"], metavar="TEXT", help="Of the application. Without it PUBSUB_GROUP."),
         click.Option(["--app-version"], default="1.0.0", show_default=True, metavar="TEXT", help="Of the application."),
         json_option("With --output, say in JSON which file was written; what is printed without is JSON anyway."),
@@ -63,7 +65,6 @@ def asyncapi_command(door: Door, *, takes_target: bool) -> click.Command:
         callback=asyncapi,
         params=[*target_parameters(takes_target=takes_target), *options],
         help=_HELP.format(what=TARGET_HELP if takes_target else FLASK_HELP),
-        short_help="Describe topics and subscriptions as AsyncAPI.",
         epilog=examples("asyncapi", takes_target=takes_target) + _EXIT_CODES,
     )
 

@@ -230,7 +230,7 @@ def tail(door: Door, *, takes_target: bool) -> click.Command:
             _show_line(desk, one)
         if follow:
             with suppress(KeyboardInterrupt):  # that is how to end it
-                _follow(desk, topic, messages[-1].position if messages else start_at_end(desk, topic))
+                _follow(desk, topic, messages[-1].position if messages else _start_at_end(desk, topic))
             if not desk.as_json:
                 end_line()
 
@@ -260,7 +260,7 @@ def _follow(desk: Desk, topic: str, position: str | None) -> NoReturn:
             never.wait(_FOLLOW)
 
 
-def start_at_end(desk: Desk, topic: str) -> str:
+def _start_at_end(desk: Desk, topic: str) -> str:
     """Return the position behind which a topic that was empty goes on."""
     newest = desk.inspector.peek(topic, 1)
     return str(newest[-1].position) if newest else "0"

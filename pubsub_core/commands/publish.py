@@ -15,6 +15,7 @@ from pubsub_core.commands import Door, Misused
 from pubsub_core.commands.frame import Desk, Interrupted, command, topic_argument
 from pubsub_core.errors import BrokerError, BrokerUnavailable, CodecError, PubSubError, ValidationError
 from pubsub_core.names import did_you_mean, is_name
+from pubsub_core.pubsub import Batch
 
 if TYPE_CHECKING:
     from click._termui_impl import ProgressBar
@@ -145,7 +146,9 @@ def _bar(size: int) -> "ProgressBar[int]":
     )
 
 
-def _add(desk: Desk, batch: Any, topic: str, lines: Iterable[tuple[int, bytes]], options: dict[str, Any]) -> str | None:
+def _add(
+    desk: Desk, batch: Batch, topic: str, lines: Iterable[tuple[int, bytes]], options: dict[str, Any]
+) -> str | None:
     """Add the lines to a batch, up to one that does not fit; return what is wrong with that."""
     for number, line in _not_blank(lines):
         try:

@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pubsub_core.commands import FLASK_HELP, TARGET_HELP, Door, examples, json_option, refusing, target_parameters
+from pubsub_core.commands import (
+    FLASK_HELP,
+    TARGET_HELP,
+    Door,
+    directory_option,
+    examples,
+    json_option,
+    refusing,
+    target_parameters,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,22 +57,10 @@ def schema_command(door: Door, *, takes_target: bool) -> click.Command:
     group = click.Group(
         "schema",
         help="Export the schemas of topics, and check what has changed.",
-        short_help="Export and check schemas.",
     )
     group.add_command(_export_command(door, takes_target=takes_target))
     group.add_command(_check_command(door, takes_target=takes_target))
     return group
-
-
-def _directory_option() -> click.Option:
-    return click.Option(
-        ["-d", "--dir", "directory"],
-        type=click.Path(path_type=Path, file_okay=False),
-        default="schemas",
-        show_default=True,
-        metavar="DIR",
-        help="Where the files are.",
-    )
 
 
 def _export_command(door: Door, *, takes_target: bool) -> click.Command:
@@ -79,7 +76,12 @@ def _export_command(door: Door, *, takes_target: bool) -> click.Command:
     return click.Command(
         "export",
         callback=export,
-        params=[*target_parameters(takes_target=takes_target), _directory_option(), force, json_option()],
+        params=[
+            *target_parameters(takes_target=takes_target),
+            directory_option("Where the files are."),
+            force,
+            json_option(),
+        ],
         help=_EXPORT_HELP.format(what=TARGET_HELP if takes_target else FLASK_HELP),
         short_help="Write the JSON Schema of each topic to a file.",
         epilog=examples("schema export", takes_target=takes_target) + _EXPORT_CODES,
@@ -98,7 +100,7 @@ def _check_command(door: Door, *, takes_target: bool) -> click.Command:
     return click.Command(
         "check",
         callback=check,
-        params=[*target_parameters(takes_target=takes_target), _directory_option(), json_option()],
+        params=[*target_parameters(takes_target=takes_target), directory_option("Where the files are."), json_option()],
         help=_CHECK_HELP.format(what=TARGET_HELP if takes_target else FLASK_HELP),
         short_help="Fail on changes that break readers or writers.",
         epilog=examples("schema check", takes_target=takes_target) + _CHECK_CODES,

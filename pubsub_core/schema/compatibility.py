@@ -32,7 +32,7 @@ _NOTHING: Schema = {"not": {}}
 class Problem:
     """One way in which a written value may not be readable. `path` is the field, "" the payload itself.
 
-    If it is not `certain`, the schemas differ in a way that this module does not understand.
+    Unless it `is_certain`, the schemas differ in a way that this module does not understand.
     """
 
     path: str

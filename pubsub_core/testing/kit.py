@@ -4,7 +4,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any
 
@@ -32,7 +32,7 @@ class KitClock(ManualClock):
 
     kit: "Kit | None" = None
 
-    def advance(self, by: float | Any) -> None:
+    def advance(self, by: float | timedelta) -> None:
         """Move on by that many seconds, or that timedelta. Nothing is handled before the next `run_until_idle`."""
         if self.kit is not None:
             self.kit.worker.join()  # what is declared by now was there in the time that passes
@@ -172,7 +172,7 @@ class _KitRuntime(Runtime):
         self._kit = kit
         self.controlled: ControlledBroker | None = None
 
-    def drain(self, make: Any) -> None:
+    def drain(self, make: object) -> None:
         """Have the test's own worker do it."""
         del make
         self._kit.drain()

@@ -7,7 +7,7 @@ from pubsub_core.errors import BatchFailure, CodecError
 from pubsub_core.message import Delivery
 
 
-class Batch:
+class BatchCall:
     """What one call of a handler takes. What cannot be decoded is left out of it."""
 
     def __init__(

@@ -32,7 +32,7 @@ from pubsub_core.metrics import Observed
 from pubsub_core.middleware import HandleMiddleware, HandleNext, chain
 from pubsub_core.outcome import ACKED, Acked, DeadLettered, Dropped, Outcome, Released, Retried
 from pubsub_core.subscription import Subscription, Takes
-from pubsub_core.worker.batches import Batch
+from pubsub_core.worker.batches import BatchCall
 from pubsub_core.worker.event_loop import EventLoop
 from pubsub_core.worker.settler import Settler
 from pubsub_core.worker.timeouts import Run, Timeouts, frame_of, timed_out
@@ -113,15 +113,15 @@ class Executor:
         started = monotonic()
         AT_WORK.set(None)  # it is none of them
         if plan.give is not None:
-            batch = Batch(deliveries, lambda one: plan.read(one.message), plan.give)
+            batch = BatchCall(deliveries, lambda one: plan.read(one.message), plan.give)
         else:
-            batch = Batch(
+            batch = BatchCall(
                 deliveries,
                 lambda one: decoded(one.message, plan.read(one.message)),
                 lambda messages: plan.call(_of_many(messages), deliveries[0]),
             )
         run, is_done, error = self._timeouts.run(
-            deliveries, plan.subscription, started + plan.timeout, Batch.attempt, batch
+            deliveries, plan.subscription, started + plan.timeout, BatchCall.attempt, batch
         )
         AT_WORK.set(None)
         if run.is_given_up:
@@ -369,7 +369,7 @@ def _of_many(messages: list[Message[Any]]) -> Message[list[Message[Any]]]:
 
 
 def _outcomes_of(
-    batch: Batch, error: BaseException | None, subscription: Subscription
+    batch: BatchCall, error: BaseException | None, subscription: Subscription
 ) -> list[tuple[Delivery[bytes], Outcome]]:
     """Return what becomes of each delivery of a batch whose handler raised this."""
     if error is None and batch.is_readable:

@@ -6,7 +6,6 @@ the same executor as in a `Worker`, so what becomes of them is the same.
 
 import contextvars
 import logging
-import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,7 +14,6 @@ from types import TracebackType
 from typing import Any, Literal
 
 from pubsub_core.broker import Consumer
-from pubsub_core.clock import MovableClock
 from pubsub_core.errors import BrokerError, InvalidPayload, NeverIdle, PubSubError, Undecodable, WorkerError
 from pubsub_core.message import Delivery, SubscriptionKey
 from pubsub_core.middleware import HandleNext
@@ -27,7 +25,7 @@ from pubsub_core.subscription import Subscription
 from pubsub_core.worker.event_loop import EventLoop
 from pubsub_core.worker.executor import Executor
 from pubsub_core.worker.outage import Outage
-from pubsub_core.worker.process import LEASE, consumer_name
+from pubsub_core.worker.process import consumer_name, lease_of
 from pubsub_core.worker.settler import Settler
 from pubsub_core.worker.timeouts import Cancel, Run, Timeouts
 
@@ -82,7 +80,7 @@ class InlineWorker:
             self._scheduler.run_due()  # for the one that comes after it, these would be missed
         runtime = self._pubsub.runtime
         self._subscriptions = [
-            replace(one, retry=_Observed(one.retry, self._seen)) for one in self._pubsub.subscriptions()
+            replace(one, retry=_WatchedPolicy(one.retry, self._seen)) for one in self._pubsub.subscriptions()
         ]
         self._order = {one.key: number for number, one in enumerate(self._subscriptions)}
         self._batches = {one.key: one.batch or 1 for one in self._subscriptions}
@@ -91,9 +89,8 @@ class InlineWorker:
             consumer.receive({}, 0.0)
             self._consumer = consumer
         schedules = self._pubsub.schedules if self._fires_schedules else ()
-        lease = math.inf if isinstance(runtime.clock, MovableClock) else LEASE * runtime.settings.heartbeat
         self._scheduler = Scheduler(
-            schedules, runtime.broker, runtime.settings.group, self._pubsub.scheduled_message, lease
+            schedules, runtime.broker, runtime.settings.group, self._pubsub.scheduled_message, lease_of(runtime)
         )
         self._scheduler.run_due()
 
@@ -187,6 +184,7 @@ class InlineWorker:
             self._loop.start()
         runtime = self._pubsub.runtime
         return _Executor(
+            self._settling,
             self._subscriptions,
             [self._seen.watch, *self._pubsub.handle_middleware()],
             consumer,
@@ -195,7 +193,7 @@ class InlineWorker:
             timeouts=self._timeouts,
             max_crashes=runtime.settings.max_crashes,
             broker_time=runtime.broker.time,
-        ).intercepted_by(self._settling)
+        )
 
     def _cancel_by(self, cancel: Cancel | None) -> None:
         self._timeouts.cancel_by(cancel)  # those of this run
@@ -271,7 +269,7 @@ class _Seen:
             raise
 
 
-class _Observed:
+class _WatchedPolicy:
     """A retry policy that is asked as ever, and tells what it was asked about."""
 
     def __init__(self, policy: RetryPolicy, seen: _Seen) -> None:
@@ -290,25 +288,19 @@ class _Observed:
 class _Executor(Executor):
     """Keeps what it decided of the last call, and may be kept from settling it: then it settles nothing any more."""
 
-    _intercept: Callable[[Delivery[bytes], Outcome], bool] | None = None
-    _is_dead = False
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
+    def __init__(self, intercept: Callable[[Delivery[bytes], Outcome], bool], *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self._intercept = intercept  # asked before a delivery is settled whether that is to be left out
+        self._is_dead = False
         self._ack = lambda deliveries: self._settle(deliveries, ACKED)
         self.settled: list[_Settled] = []
-
-    def intercepted_by(self, intercept: Callable[[Delivery[bytes], Outcome], bool]) -> "_Executor":
-        """Ask this, before a delivery is settled, whether that is to be left out. Returns itself."""
-        self._intercept = intercept
-        return self
 
     def _settle(self, deliveries: Sequence[Delivery[bytes]], outcome: Outcome) -> None:
         if self._is_dead:  # what is left of a batch dies with the rest
             return
         if not isinstance(outcome, Released):
             self.settled += ((one, outcome) for one in deliveries)
-            if self._intercept is not None and any(self._intercept(one, outcome) for one in deliveries):
+            if any(self._intercept(one, outcome) for one in deliveries):
                 self._is_dead = True
                 return
         super()._settle(deliveries, outcome)

@@ -19,6 +19,7 @@ from pubsub_core.clock import MovableClock
 from pubsub_core.errors import BrokerError, ConfigurationError, NotPermitted, StreamConflict, WorkerError
 from pubsub_core.message import Delivery, SubscriptionKey
 from pubsub_core.pubsub import PubSub
+from pubsub_core.runtime import Runtime
 from pubsub_core.schedule import Scheduler
 from pubsub_core.worker.event_loop import EventLoop
 from pubsub_core.worker.executor import Executor
@@ -32,7 +33,6 @@ log = logging.getLogger("pubsub")
 
 _WAIT = 5.0  # seconds a read waits for something new; a wake-up ends it at once
 _BURST_WAIT = 0.05
-LEASE = 4  # heartbeats: who gave no sign of life for so long counts as gone
 _LOOK = 1.0  # seconds between two looks for what is too much in hand
 _MAX_PAUSE = 5.0
 
@@ -72,16 +72,14 @@ class Worker:
         broker, clock = pubsub.runtime.broker, pubsub.runtime.clock
         self._consumer = broker.consumer([one.membership for one in self.subscriptions], consumer_name())
         self._look_now = threading.Event()  # for the maintenance
-        lease = LEASE * self.settings.heartbeat
         if isinstance(clock, MovableClock):
             clock.on_move(self._look_now.set)
-            lease = math.inf  # time that is moved on in a test passes at once: nobody was away
         self._scheduler = Scheduler(
             pubsub.schedules,
             broker,
             self.settings.group,
             pubsub.scheduled_message,
-            lease,
+            lease_of(pubsub.runtime),
             note_fired=lambda message: pubsub.metrics.published([message], [message.id]),
             at_once=_LOOK,  # or a thousand missed ticks might outlast the sign of life, which this thread gives
         )
@@ -316,6 +314,11 @@ class Worker:
                 pause = min(1.0, self.settings.heartbeat)
             else:
                 self._outage.end("maintaining")
+
+
+def lease_of(runtime: Runtime) -> float:
+    """Return for how many seconds who gave a sign of life counts as there: where a test moves time on, for ever."""
+    return math.inf if isinstance(runtime.clock, MovableClock) else 4 * runtime.settings.heartbeat
 
 
 def consumer_name() -> str:

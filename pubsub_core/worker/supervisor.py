@@ -488,7 +488,7 @@ def _is_frozen(pid: int) -> bool:
 
 
 @contextlib.contextmanager
-def _signals(handler: Any) -> Iterator[socket.socket]:
+def _signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[socket.socket]:
     """Have the signals reach `handler`, and make the yielded socket readable at each; put all back afterwards."""
     wake_out, wake_in = socket.socketpair()
     wake_in.setblocking(False)
