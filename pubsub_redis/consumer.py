@@ -6,10 +6,8 @@ becoming a dead letter, so a crash at any point loses nothing.
 """
 
 import contextlib
-import json
 import logging
 import math
-import os
 import select
 import socket
 import threading
@@ -20,7 +18,6 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal
 
-from pubsub_core import __version__
 from pubsub_core.broker import USUAL, Membership
 from pubsub_core.errors import BrokerError, BrokerFull, BrokerUnavailable, LeaseLost, PubSubError
 from pubsub_core.message import DeadLetterReason, Delivery, SubscriptionKey, delivery_of
@@ -30,12 +27,11 @@ from pubsub_redis.groups import Group, due_text, room_of, shown, start_id
 from pubsub_redis.keys import (
     control_channel,
     paused_key,
-    worker_key,
-    workers_key,
 )
 from pubsub_redis.link import Command, Link, checked, script_call
 from pubsub_redis.servers import Node
-from pubsub_redis.upkeep import SCAN, Upkeep, name_topics, take_over_command
+from pubsub_redis.sign import SignOfLife
+from pubsub_redis.upkeep import Upkeep, name_topics, take_over_command
 
 if TYPE_CHECKING:
     from pubsub_redis.broker import RedisBroker
@@ -125,19 +121,13 @@ class RedisConsumer:
         self._wake_out.setblocking(False)
         self._wake_in.setblocking(False)
         self._was_certain = False
-        self._has_beaten = False
-        self._lapses = 0  # how often we gave no sign of life for so long that others took us for dead
         self._unparked: Deliveries = []  # pending under our name, held, and not yet handed out
         self._kept_at = math.inf  # since when there are some that could be parked
         self._is_overdue = False  # those, and what was asked for ahead
         self._lapses_known = 0  # when those, and what was asked for ahead, came to be ours
         self._stragglers_at = self._stragglers_until = math.inf
         self._stragglers_pause = 0.0
-        self._came_at: float | None = None
         self._looked_for_pauses_at = -math.inf
-        self._beaten_at = 0.0
-        self._listed_at = -math.inf
-        self._beat_at = 0.0
         self._look_at = 0.0
         self._patient_until = 0.0
         self._crashed: dict[str, int] = {}  # what is held that crashed somebody before: entry id → how often
@@ -145,7 +135,8 @@ class RedisConsumer:
             _MOST  # per topic and read, fewer after a read that broke: it may have been too much for the server
         )
         self._is_closed = False
-        self._upkeep = Upkeep(broker, name, self._groups, wake=self.wake, beat_if_due=self._beat_if_due)
+        self.sign = SignOfLife(broker, name)
+        self._upkeep = Upkeep(broker, name, self._groups, wake=self.wake, sign=self.sign)
 
     @property
     def name(self) -> str:
@@ -166,13 +157,13 @@ class RedisConsumer:
     ) -> Deliveries:
         self._is_brisk = time.monotonic() - self._wanted_at < _BRISK
         try:
-            lapses = self._lapses
-            if (self._ahead or self._unparked) and self._was_away(self._lapses_known):
+            lapses = self.sign.lapses
+            if (self._ahead or self._unparked) and self.sign.was_away(self._lapses_known):
                 self._forget_unparked([])
                 self._is_certain = False  # others may have these
             if not self._is_certain:
                 self._make_certain()
-                lapses = self._lapses
+                lapses = self.sign.lapses
             elif self._is_overdue:
                 self._hand_back_what_waits()
             elif time.monotonic() >= self._stragglers_at:
@@ -185,7 +176,7 @@ class RedisConsumer:
             self._raise_ours(error)
             raise
         self._lapses_known = lapses
-        if received and self._was_away(lapses):
+        if received and self.sign.was_away(lapses):
             self._is_certain = False  # others may have these: the next call hands back what is ours
             self._forget_unparked(received)
             return []
@@ -201,10 +192,6 @@ class RedisConsumer:
             self._most = min(_MOST, 2 * self._most)
         self._wanted_at = time.monotonic() if len(received) >= _AHEAD_FROM - _AHEAD_LESS else -math.inf
         return received
-
-    def _was_away(self, lapses: int) -> bool:
-        """Whether we gave no sign of life for so long, since there were so many lapses, that we were taken for dead."""
-        return lapses != self._lapses or time.monotonic() - self._beaten_at > self._lease
 
     def _raise_ours(self, error: BaseException) -> None:
         if isinstance(error, FOREIGN):
@@ -582,7 +569,7 @@ class RedisConsumer:
 
         After an outage all signs of life may have expired, so nobody is taken for dead before he had time to come back.
         """
-        self.beat()
+        self.sign.give()
         self._broker.time()
         for group in self._groups.values():
             group.node = self._broker.servers.node_of(group.keys.stream)
@@ -880,42 +867,10 @@ class RedisConsumer:
 
     # From time to time: called by one thread at a time, beside `receive`
 
-    def beat(self) -> None:
-        """Give a sign of life.
-
-        A server without memory refuses a new one, but lets us renew the old. Who has none is safe meanwhile, as taking
-        over would need memory, too.
-        """
-        key = worker_key(self._namespace, self._name)
-        expiry = int(1000 * self._lease)
-        beaten_at = time.monotonic()
-        if self._has_beaten and beaten_at - self._beaten_at > self._lease:
-            self._lapses += 1
-        self._has_beaten = True
-        if not self._broker.call(key, ("PEXPIRE", key, expiry), "giving a sign of life"):
-            about = json.dumps(
-                {"host": socket.gethostname(), "pid": os.getpid(), "version": __version__, "since": self._since()}
-            )
-            with contextlib.suppress(BrokerFull):
-                self._broker.call(key, ("SET", key, about, "PX", expiry), "giving a sign of life")
-            self._listed_at = -math.inf
-        self._beaten_at = beaten_at
-        if beaten_at - self._listed_at >= SCAN:
-            names, now = workers_key(self._namespace), f"{self._broker.time():.3f}"
-            with contextlib.suppress(BrokerFull):
-                self._broker.call(names, ("ZADD", names, now, self._name), "giving a sign of life")
-            self._listed_at = beaten_at
-
-    def _since(self) -> float:
-        """Return when we came, by the server's clock."""
-        if self._came_at is None:
-            self._came_at = round(self._broker.time(), 3)
-        return self._came_at
-
     def maintain(self) -> float:
         """See the seam. Of a whole fleet one process looks for dead consumers, every other heartbeat."""
         now = time.monotonic()
-        self._beat_if_due()
+        self.sign.give_if_due()
         self._hand_back_stale()
         if now >= self._look_at:
             self._take_back_if_lost()
@@ -928,15 +883,7 @@ class RedisConsumer:
                     upkeep.look_for_dead_consumers()
                 upkeep.retain()
                 self._look_at = now + (self._heartbeat if upkeep.suspects else 2 * self._heartbeat)
-        return max(0.0, min(self._beat_at, self._look_at) - time.monotonic())
-
-    def _beat_if_due(self) -> bool:
-        now = time.monotonic()
-        if now < self._beat_at:
-            return False
-        self.beat()
-        self._beat_at = now + self._heartbeat
-        return True
+        return max(0.0, min(self.sign.due_at, self._look_at) - time.monotonic())
 
     def _take_back_if_lost(self) -> None:
         """Take back what we hold of groups that were lost, also while all handlers are busy and nobody reads."""
@@ -974,10 +921,7 @@ class RedisConsumer:
         for group in self._groups.values():
             if group.was_made:
                 self._leave(group)
-        if self._has_beaten:
-            sign, names = worker_key(self._namespace, self._name), workers_key(self._namespace)
-            self._broker.call(sign, ("DEL", sign), "leaving")
-            self._broker.call(names, ("ZREM", names, self._name), "leaving")
+        self.sign.withdraw()
 
     def _leave(self, group: Group) -> None:
         group.held.clear()

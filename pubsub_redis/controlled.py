@@ -120,8 +120,8 @@ class _ControlledConsumer(RedisConsumer):
         for group in self._groups.values():
             group.due_at = group.suspects_at = 0.0  # they are of this machine's clock
         self._quiet_until = 0.0
-        if self._was_certain and time.monotonic() - self._beaten_at > self._heartbeat:
-            self.beat()  # a test may have stood still, in a debugger
+        if self._was_certain and time.monotonic() - self.sign.given_at > self._heartbeat:
+            self.sign.give()  # a test may have stood still, in a debugger
         return super().receive(credit, wait, done)
 
     def vanish(self) -> None:
@@ -137,7 +137,7 @@ class _ControlledConsumer(RedisConsumer):
                         raise
                 group.was_made = False
                 group.held.clear()
-        self._has_beaten = False
+        self.sign.was_given = False
         self.close()
 
 

@@ -15,6 +15,7 @@ from pubsub_redis.faults import is_missing_group
 from pubsub_redis.groups import Group, due_text, shown
 from pubsub_redis.keys import PARKED, control_channel, look_key, topics_key, worker_key, workers_key
 from pubsub_redis.link import Command, script_call
+from pubsub_redis.sign import SignOfLife
 
 if TYPE_CHECKING:
     from pubsub_redis.broker import RedisBroker
@@ -25,7 +26,7 @@ _TRIM = 10_000  # entries in one script call
 _TIDY = 60.0  # seconds
 _TIDY_IDLE = 300.0
 _RETAIN_IDLE = 120.0  # seconds between two looks at what may go, of a topic that this process has nothing to do with
-SCAN = 60.0  # seconds between two looks at the names in the groups, where no worker is known to be silent
+_SCAN = 60.0  # seconds between two looks at the names in the groups, where no worker is known to be silent
 _FORGOTTEN_AFTER = 600.0  # seconds for which those who look are reminded of a worker that is silent
 _NO_KEY = -2  # what PTTL says of one
 
@@ -35,7 +36,7 @@ T = TypeVar("T")
 class Upkeep:
     """Of the groups of one consumer. Its methods are called by one thread at a time.
 
-    `wake` wakes who waits to read, `beat_if_due` gives a sign of life if it is time for one.
+    `wake` wakes who waits to read, `sign` is that of this consumer, which is given meanwhile.
     """
 
     def __init__(
@@ -45,13 +46,13 @@ class Upkeep:
         groups: Mapping[SubscriptionKey, Group],
         *,
         wake: Callable[[], None],
-        beat_if_due: Callable[[], object],
+        sign: SignOfLife,
     ) -> None:
         self._broker = broker
         self._name = name
         self._groups = groups
         self._wake = wake
-        self._beat_if_due = beat_if_due
+        self._own_sign = sign
         self._namespace = broker.options.namespace
         self._heartbeat = broker.options.heartbeat
         self.concern = _digest(groups)
@@ -66,7 +67,7 @@ class Upkeep:
     def alive(self, items: Iterable[T]) -> Iterator[T]:
         """Go through what may take long, giving signs of life meanwhile."""
         for one in items:
-            self._beat_if_due()
+            self._own_sign.give_if_due()
             yield one
 
     def is_our_turn(self) -> bool:
@@ -94,7 +95,7 @@ class Upkeep:
         if not (silent_workers or self.suspects or now >= self.scan_at):
             return
         silent = set(self._silent_consumers())
-        self.scan_at = now + SCAN
+        self.scan_at = now + _SCAN
         present = {name for _, name in silent}
         self._cleared |= {name: at for name, at in silent_workers.items() if name not in present}
         for suspect, since in [*self.suspects.items()]:
@@ -110,7 +111,7 @@ class Upkeep:
     def _silent_workers(self) -> dict[bytes, float]:
         """Return the workers that give no sign of life, whatever their groups, and when they were listed; cheaply.
 
-        Somebody has to look into the groups for what they had. Who is not listed is found there, once in `SCAN`.
+        Somebody has to look into the groups for what they had. Who is not listed is found there, once in `_SCAN`.
         """
         names = workers_key(self._namespace)
         listed = self._broker.call(names, ("ZRANGE", names, 0, -1, "WITHSCORES"), "looking for dead workers")

@@ -257,14 +257,14 @@ def test_who_was_frozen_hands_none_of_it_out(place: Place, has_beaten: bool, mos
     """Others may have taken it over meanwhile; also if it gives a sign of life before it reads again."""
     hurried = Hurried(place)
     hurried.taken += hurried.receive(most)
-    hurried.consumer._beaten_at -= 4 * hurried.consumer._heartbeat + 1
+    hurried.consumer.sign.given_at -= 4 * hurried.consumer._heartbeat + 1
     pending = place.client.xpending_range(place.stream, "billing", "-", "+", COUNT, hurried.consumer.name)
     held = {one.message.position for one in hurried.taken}
     on_its_way = {one["message_id"].decode() for one in pending} - held
     assert on_its_way
     place.client.xclaim(place.stream, "billing", "another", 0, [*on_its_way], justid=True)
     if has_beaten:
-        hurried.consumer.beat()
+        hurried.consumer.sign.give()
 
     rest = [*hurried.receive()]
     while more := hurried.receive():

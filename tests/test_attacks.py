@@ -148,7 +148,7 @@ def test_who_was_away_hands_out_nothing_that_came_meanwhile(place: Place) -> Non
 
     until(is_taken_over)
     (taken,) = other.receive({BILLING: 1}, WITHIN)
-    one.beat()
+    one.sign.give()
     go_on.set()
     assert not receiving.result(WITHIN)
     one._note_all = note  # type: ignore[method-assign]
@@ -228,10 +228,10 @@ def test_who_was_thought_dead_and_came_back_is_missed_in_time_when_he_dies(place
         while time.monotonic() < end:
             threading.Event().wait(min(consumer.maintain() for consumer in alive))
 
-    one.beat()
+    one.sign.give()
     until(is_gone)
     let_pass(1.0, other)  # who finds out that he is in none of their groups any more
-    one.beat()
+    one.sign.give()
     assert not one.receive({BILLING: 1}, 0)
     let_pass(0.7, one, *([other] if is_seen else []))
 
@@ -258,12 +258,12 @@ def test_signs_of_life_that_vanish_all_at_once_rob_nobody(place: Place) -> None:
         other.maintain()
 
     for _ in range(3):
-        holding.beat()
-        other.beat()
+        holding.sign.give()
+        other.sign.give()
         place.client.delete(*(worker_key(place.namespace, one.name) for one in (holding, other)))
         look()
         assert other._upkeep.suspects, "nobody was found silent, so this tells nothing"
-        holding.beat()
+        holding.sign.give()
         end = time.monotonic() + 0.2  # a heartbeat, after which a second look counts
         until(lambda: time.monotonic() > end)  # noqa: B023
         look()
@@ -314,13 +314,13 @@ def test_stalled_connection_is_given_up_before_the_sign_of_life_expires(place: P
     options = BrokerOptions(SystemClock(), place.namespace, 2.0, 120.0, {})
     broker = open_redis(proxy.url, options)
     consumer = place.consumer(broker)
-    consumer.beat()
+    consumer.sign.give()
     proxy.hold_back(b"PEXPIRE")
     before = time.monotonic()
     with pytest.raises(BrokerUnavailable):
-        consumer.beat()
+        consumer.sign.give()
     assert time.monotonic() - before < 2 * options.heartbeat
-    consumer.beat()
+    consumer.sign.give()
     broker.close()
 
 

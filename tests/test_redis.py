@@ -921,7 +921,7 @@ def test_server_without_memory_refuses_publishes_and_is_worked_off_all_the_same(
     new = own_place.consumer(own_place.broker(heartbeat=0.25))
     (second,) = new.receive({own_place.key: 1}, 1.0)
     new.ack([second])
-    old.beat()  # who was silent for longer than his lease hands back what he gets
+    old.sign.give()  # who was silent for longer than his lease hands back what he gets
     (third,) = old.receive({own_place.key: 1}, 1.0)
     old.ack([third])
     deadline = time.monotonic() + 2.0

@@ -544,7 +544,7 @@ class RedisWorld(World):
 
     def thaw(self, member: Member) -> None:
         assert isinstance(member.consumer, RedisConsumer)
-        member.consumer._beat_at = 0.0
+        member.consumer.sign.due_at = 0.0
         member.consumer.maintain()
 
     def clean_up(self) -> None:
