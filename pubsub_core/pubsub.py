@@ -444,7 +444,7 @@ class PubSub:
             terms = {own_id: terms_of(name, delay, at, expires, dedup)}
         ids: Sequence[str] = (own_id,)
 
-        def send(encoded: Message[bytes]) -> None:
+        def send(encoded: "Message[bytes]") -> None:  # in quotes: it would be evaluated at each publish
             nonlocal ids
             ids = runtime.broker.publish([encoded], asked, again=id is not None, terms=terms)
             self.metrics.published([encoded], ids)
