@@ -690,9 +690,14 @@ def test_declarations_of_a_test_end_with_it_and_those_of_a_module_stay():
             pubsub.every(60, name="tick")(lambda: None)
             pubsub.topic("scheduled").schedule(60, 1)
             pubsub.middleware(lambda delivery, call_next: call_next(delivery))
+            pubsub.publish_middleware(lambda message, call_next: None)
+            pubsub.headers(lambda: {"tenant": "of the test"})
     assert [one.group for one in pubsub.subscriptions()] == ["module", "first", "second"]
     assert pubsub.schedules == ()
     assert pubsub.handle_middleware() == ()
+    with Kit(pubsub) as kit:
+        pubsub.publish("orders", 1)
+        assert not kit.published("orders").messages[0].headers
 
 
 def _of_the_module(_: Message) -> None: ...

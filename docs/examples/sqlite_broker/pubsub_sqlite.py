@@ -40,7 +40,6 @@ CREATE TABLE IF NOT EXISTS schedules (namespace, topic, name, owner, spec, last 
     PRIMARY KEY (namespace, topic, name));
 """
 
-_HEARTBEATS_TO_LIVE = 4
 _POLL = 0.02  # seconds between two looks of a `receive` that waits: nobody tells us what other processes write
 
 
@@ -330,7 +329,7 @@ class SqliteConsumer:
         options, now = self._broker.options, self._broker.time()
         with self._broker.transaction("maintaining") as db:
             db.execute("UPDATE consumers SET seen = ? WHERE name = ?", (now, self.name))
-            late = (now - _HEARTBEATS_TO_LIVE * options.heartbeat,)
+            late = (now - options.lease,)
             for (name,) in db.execute("SELECT name FROM consumers WHERE seen <= ?", late).fetchall():
                 self._give_back(db, name, crashed=True)
             self._retain(db, now)
