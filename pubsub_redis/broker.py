@@ -226,7 +226,7 @@ class RedisBroker(RedisInspector):
     ) -> tuple[str, int]:
         keys = self.keys(key.topic)
         command = script_call(
-            "schedule", (keys.schedules, keys.stream, keys.dropped),
+            "schedule", (keys.schedules, keys.stream, keys.dropped, keys.floors),
             key.name, owner, spec, how, int(self.options.superseded_for * 1000), *more,
         )  # fmt: skip
         came_of_it, last = self.call(keys.stream, command, f"schedule {key.name!r}")

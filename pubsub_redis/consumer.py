@@ -495,7 +495,7 @@ class RedisConsumer:
         keys = group.keys
         room = room_of(self._broker.options.topics.get(group.key.topic, USUAL))
         return script_call(
-            "take", (*group.parked_keys, keys.dropped, keys.delayed, keys.delayed_messages),
+            "take", (*group.parked_keys, keys.dropped, keys.floors, keys.delayed, keys.delayed_messages),
             group.key.group, self._name, min(count, _TAKE), suspects, *room,
         )  # fmt: skip
 

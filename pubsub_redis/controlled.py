@@ -92,7 +92,7 @@ class ControlledRedisBroker(RedisBroker):
             self._note(keys)
             source, sha = _controlled_scripts()[str(command[1])]
             if source == _controlled("add")[0]:
-                self._expiring.update(keys[4:])  # its dedup keys
+                self._expiring.update(keys[5:])  # its dedup keys
             return (name, sha if name == "EVALSHA" else source, *command[2:], now)
         if len(command) > 1:
             self._note([str(command[1])])

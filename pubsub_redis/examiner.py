@@ -164,6 +164,7 @@ _COMMANDS = (
     "HMGET KEY f",
     "HGETALL KEY",
     "HDEL KEY f",
+    "HKEYS KEY",
     "HINCRBY KEY f 1",
     "HSCAN KEY 0",
     "SADD KEY m",

@@ -586,7 +586,11 @@ class RedisInspector(Connections):
         except BrokerError as error:
             if not is_missing_group(error.__cause__):
                 raise
-        self.call(keys.stream, ("HDEL", keys.floors, key.group, f"~times:{key.group}"), "removing a group")
+        self.call(
+            keys.stream,
+            ("HDEL", keys.floors, key.group, f"~times:{key.group}", f"~lost:{key.group}"),
+            "removing a group",
+        )
         self.pause_group(key, is_paused=False)
         self.call(keys.stream, ("DEL", *keys.of_group(key.group)), "removing a group")
 

@@ -35,7 +35,7 @@ class TopicKeys:
     def floors(self) -> str:
         """A hash, for a group that is lost: group → the first entry id that it had not settled, the last that it was
         handed, and all between that it had not settled, unless they are many; "~times:" + group → how often it was
-        made.
+        made; "~lost:" + group → since when (ms) it is known that the group is lost.
         """
         return f"{self.prefix}:floors"
 

@@ -463,7 +463,13 @@ class _Batch:
         return adds if len(adds) == 1 else [("MULTI",), *adds, ("EXEC",)]
 
     def _script(self) -> Command:
-        names = [self.keys.stream, self.keys.dropped, self.keys.delayed, self.keys.delayed_messages]
+        names = [
+            self.keys.stream,
+            self.keys.dropped,
+            self.keys.floors,
+            self.keys.delayed,
+            self.keys.delayed_messages,
+        ]
         arguments: list[str | bytes | int] = []
         for message in self.messages:
             terms = self.terms.get(message.id, _AT_ONCE)

@@ -8,12 +8,12 @@ import pytest
 from redis import Redis
 
 from pubsub_core.broker import TopicOptions
-from pubsub_core.errors import BrokerError
+from pubsub_core.errors import BrokerError, BrokerFull
 from pubsub_core.message import DeadLetterReason, SubscriptionKey
 from pubsub_redis import RedisBroker
 from pubsub_redis import upkeep as upkeep_module
 from pubsub_redis.consumer import RedisConsumer
-from pubsub_redis.keys import look_key
+from pubsub_redis.keys import look_key, topic_keys
 from tests.servers import RealServer, redis_server
 from tests.test_redis import REASON, Place, ids, message, publish
 from tests.waiting import until
@@ -221,6 +221,68 @@ def test_a_group_lost_while_no_worker_ran_begins_there_too(place: Place) -> None
     place.client.xgroup_destroy(place.stream, "billing")
     published += publish(broker, 1)
     assert sorted(ids(place.take(place.consumer(broker), 11))) == published[10:]  # what comes again has no order
+
+
+def test_what_a_lost_group_had_not_settled_is_kept_for_it(place: Place) -> None:
+    """Though it is not there to say so, and the others have settled all."""
+    broker = keep(place, 0.2)
+    busy, other = place.joined(broker), place.joined(broker, SHIPPING)
+    published = publish(broker, 10)
+    other.ack(place.take(other, 10, SHIPPING))
+    held = busy.receive({BILLING: 1}, 0)
+    rounds(place, other)
+    place.client.xgroup_destroy(place.stream, "billing")
+    pass_time(place, 0.2)
+    rounds(place, other)
+    assert place.ids() == published
+    busy.ack(held)
+    assert ids(place.take(busy, 9)) == published[1:]
+
+
+def test_no_room_is_made_of_what_a_lost_group_had_not_settled(place: Place) -> None:
+    place.topics["orders"] = TopicOptions(max_backlog=10)
+    broker = keep(place, 3600)
+    one, other = place.joined(broker), place.joined(broker, SHIPPING)
+    published = publish(broker, 10)
+    other.ack(place.take(other, 10, SHIPPING))
+    one.ack(one.receive({BILLING: 4}, 0))
+    rounds(place, other)
+    place.client.xgroup_destroy(place.stream, "billing")
+    published += publish(broker, 4)
+    with pytest.raises(BrokerFull):
+        publish(broker, 1)
+    assert place.ids() == published[4:]
+
+
+def test_a_lost_group_that_nobody_makes_anew_is_waited_for_no_longer_than_a_day(place: Place) -> None:
+    broker = keep(place, 0.2)
+    one, other = place.joined(broker), place.joined(broker, SHIPPING)
+    published = publish(broker, 10)
+    other.ack(place.take(other, 10, SHIPPING))
+    rounds(place, other)
+    one.close()
+    place.client.xgroup_destroy(place.stream, "billing")
+    pass_time(place, 0.2)
+    rounds(place, other)
+    assert place.ids() == published
+    floors = topic_keys(place.namespace, "orders", None).floors
+    lost_at = float(place.client.hget(floors, "~lost:billing"))
+    place.client.hset(floors, "~lost:billing", f"{lost_at - 86_400_000:.0f}")
+    rounds(place, other)
+    assert place.ids() == []
+
+
+def test_a_group_that_is_removed_is_waited_for_not_at_all(place: Place) -> None:
+    broker = keep(place, 0.2)
+    one, other = place.joined(broker), place.joined(broker, SHIPPING)
+    publish(broker, 10)
+    other.ack(place.take(other, 10, SHIPPING))
+    rounds(place, other)
+    one.close()
+    broker.remove_group(BILLING)
+    pass_time(place, 0.2)
+    rounds(place, other)
+    assert place.ids() == []
 
 
 def test_a_flushed_topic_begins_anew(place: Place) -> None:

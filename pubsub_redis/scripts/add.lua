@@ -1,5 +1,6 @@
 -- Publishes messages of a topic: all of them, or none.
--- KEYS: 1 stream, 2 how many were dropped ever, 3 delayed zset, 4 delayed hash, then the dedup keys and fences.
+-- KEYS: 1 stream, 2 how many were dropped ever, 3 floors hash, 4 delayed zset, 5 delayed hash, then the dedup keys and
+--       fences.
 -- ARGV: 1 how many the topic may hold (0: any number), 2 "1" if its oldest are dropped where there is no room else "0",
 --       3 control channel, 4 wake-up text without the seconds, then for each message: when ("" now, "+ms" so much
 --       later, "@ms" at that time), which of KEYS is its dedup key ("" if it has none), for how many ms that counts,
@@ -31,9 +32,9 @@ for i = 5, #ARGV, 10 do
     if due <= now then count = count + 1 end
   end
 end
-result[1] = make_room(KEYS[1], KEYS[2], tonumber(ARGV[1]), count, ARGV[2] == '1')
+result[1] = make_room(KEYS[1], KEYS[2], KEYS[3], tonumber(ARGV[1]), count, ARGV[2] == '1')
 if result[1] < 0 then return {-1} end
-local first = tonumber(redis.call('ZRANGE', KEYS[3], 0, 0, 'WITHSCORES')[2] or math.huge)
+local first = tonumber(redis.call('ZRANGE', KEYS[4], 0, 0, 'WITHSCORES')[2] or math.huge)
 local earliest = first
 for i = 5, #ARGV, 10 do
   local due, dedup = due_at[i], KEYS[tonumber(ARGV[i + 1])]
@@ -42,9 +43,9 @@ for i = 5, #ARGV, 10 do
       redis.call('XADD', KEYS[1], '*', 'id', ARGV[i + 5], 'payload', ARGV[i + 6], 'key', ARGV[i + 7],
         'headers', ARGV[i + 8], 'source', ARGV[i + 9])
     else
-      redis.call('HSET', KEYS[4], ARGV[i + 5], packed({string.format('%.0f', now), dedup or '', ARGV[i + 5],
+      redis.call('HSET', KEYS[5], ARGV[i + 5], packed({string.format('%.0f', now), dedup or '', ARGV[i + 5],
         ARGV[i + 6], ARGV[i + 7], ARGV[i + 8], ARGV[i + 9]}))
-      redis.call('ZADD', KEYS[3], string.format('%.0f', due), ARGV[i + 5])
+      redis.call('ZADD', KEYS[4], string.format('%.0f', due), ARGV[i + 5])
       earliest = math.min(earliest, due)
     end
     if dedup then redis.call('SET', dedup, ARGV[i + 5], 'PX', ARGV[i + 2]) end

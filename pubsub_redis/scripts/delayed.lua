@@ -18,12 +18,12 @@ end
 -- Adds what is due to its stream, at most so many. Returns the ms until the next one is due (-1: none), and how many
 -- were dropped to make room. Where there is no room, in the topic or in memory, the rest waits for another second.
 local function move_due(keys, now, most, may_drop, limit)
-  local stream, dropped_key, delayed, messages = keys[1], keys[2], keys[3], keys[4]
+  local stream, dropped_key, floors, delayed, messages = keys[1], keys[2], keys[3], keys[4], keys[5]
   local dropped = 0
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, limit)) do
     local record = redis.call('HGET', messages, id)
     if record then
-      local room = make_room(stream, dropped_key, most, 1, may_drop)
+      local room = make_room(stream, dropped_key, floors, most, 1, may_drop)
       if room < 0 then return 1000, dropped end
       dropped = dropped + room
       local texts = unpacked(record)

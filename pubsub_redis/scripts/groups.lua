@@ -16,3 +16,24 @@ local function first_unsettled(stream, group)
   end
   return first
 end
+local LOST_FOR = 86400000  -- ms for which one that was lost is waited for
+-- Returns the first entry id that a group has not settled that is known, by its floor, and not there any more: it was
+-- lost, as one that is removed is not known any more, and somebody will make it anew. nil if there is none such.
+local function first_of_lost(floors, groups)
+  local there, first = {}, nil
+  for _, group in ipairs(groups) do there[group['name']] = true end
+  local names = redis.pcall('HKEYS', floors)
+  if names.err then return nil end  -- not permitted to this user
+  for _, name in ipairs(names) do
+    local lost = '~lost:' .. name
+    if there[name] or name:sub(1, 1) == '~' then
+      if name:sub(1, 6) == '~lost:' and there[name:sub(7)] then redis.call('HDEL', floors, name) end
+    else
+      local since = redis.call('HGET', floors, lost)
+      if not since then redis.pcall('HSET', floors, lost, string.format('%.0f', now_ms())) end
+      local id = redis.call('HGET', floors, name):match('^%S+')
+      if (not since or now_ms() - since < LOST_FOR) and (not first or is_less(id, first)) then first = id end
+    end
+  end
+  return first
+end

@@ -5,7 +5,8 @@
 if redis.call('EXISTS', KEYS[1]) == 0 then return {0} end
 local result = {0}
 local floor
-for _, group in ipairs(groups_of(KEYS[1])) do
+local groups = groups_of(KEYS[1])
+for _, group in ipairs(groups) do
   local name, last, unsettled = group['name'], group['last-delivered-id'], {}
   local first = first_unsettled(KEYS[1], group)
   local known = first
@@ -18,6 +19,8 @@ for _, group in ipairs(groups_of(KEYS[1])) do
   result[#result + 1] = {name, first}
 end
 if not floor then return result end  -- without a group nothing is settled
+local lost = first_of_lost(KEYS[2], groups)
+if lost and is_less(lost, floor) then floor = lost end
 local cut = string.format('%.0f-0', math.max(0, now_ms() - ARGV[1]))
 if is_less(floor, cut) then cut = floor end
 -- Whole nodes first, up to the limit; then exactly, which is less than a node.

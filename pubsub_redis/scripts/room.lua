@@ -2,15 +2,18 @@
 -- number). What every group has settled gives way first, then, if that is allowed, the oldest.
 -- Returns how many were dropped that were not settled, also counted under `dropped_key`; -1 if there is no room, and
 -- none was dropped.
-local function make_room(stream, dropped_key, most, count, may_drop)
+local function make_room(stream, dropped_key, floors, most, count, may_drop)
   if most == 0 then return 0 end
   local excess = redis.call('XLEN', stream) + count - most
   if excess <= 0 then return 0 end
   local floor
-  for _, group in ipairs(groups_of(stream)) do
+  local groups = groups_of(stream)
+  for _, group in ipairs(groups) do
     local first = first_unsettled(stream, group)
     if not floor or is_less(first, floor) then floor = first end
   end
+  local lost = floor and first_of_lost(floors, groups)
+  if lost and is_less(lost, floor) then floor = lost end
   if floor then
     -- Whole nodes first; then one by one, as no command says how many entries are below the floor.
     excess = excess - redis.call('XTRIM', stream, 'MINID', '~', floor, 'LIMIT', excess)

@@ -1,6 +1,6 @@
 -- Names a schedule, or fires a tick of it: publishes its message if nobody has fired this tick or a later one.
 -- KEYS: 1 schedules hash of the topic: name → last tick (ms), when it was last named (ms), "1" if it is paused else "0",
---       its owner, and what it is; 2 stream, 3 how many were dropped ever.
+--       its owner, and what it is; 2 stream, 3 how many were dropped ever, 4 floors hash.
 -- ARGV: 1 name, 2 owner (not to fire), 3 what it is, 4 "name", or "start" (by a process that starts), or "fire"; 5 for how many ms
 --       nobody may have named what it was, for it to become another one; and to fire: 6 the tick, 7 how many messages
 --       the topic may hold (0: any number), 8 "1" if its oldest are dropped where there is no room else "0", then the
@@ -30,7 +30,7 @@ if not is_fire then return {'named', note(last)} end
 if tick > now then return {'early', last} end
 if tick <= last then return {'past', last} end
 if paused == '1' then return {'paused', note(tick)} end
-if make_room(KEYS[2], KEYS[3], tonumber(ARGV[7]), 1, ARGV[8] == '1') < 0 then return {'full', last} end
+if make_room(KEYS[2], KEYS[3], KEYS[4], tonumber(ARGV[7]), 1, ARGV[8] == '1') < 0 then return {'full', last} end
 redis.call('XADD', KEYS[2], '*', 'id', ARGV[9], 'payload', ARGV[10], 'key', ARGV[11], 'headers', ARGV[12],
   'source', ARGV[13])
 return {'fired', note(tick)}

@@ -1,7 +1,7 @@
 -- Claims parked deliveries that are due for the caller, who works on them as one attempt more; adds delayed messages
 -- that are due to the stream, where all groups find them.
--- KEYS: 1 stream, 2 due zset, 3 suspects zset, 4 failures hash, 5 how many were dropped ever, 6 delayed zset,
---       7 delayed hash.
+-- KEYS: 1 stream, 2 due zset, 3 suspects zset, 4 failures hash, 5 how many were dropped ever, 6 floors hash,
+--       7 delayed zset, 8 delayed hash.
 -- ARGV: 1 group, 2 caller, 3 how many at most, 4 how many of them may be suspects, 5 how many the topic may hold (0: any
 --       number), 6 "1" if its oldest are dropped where there is no room else "0".
 -- Returns: ms until the next one is due, ms until the next suspect is, ms until the next delayed one is (-1: none), how
@@ -34,5 +34,5 @@ if suspects > 0 then take(3, suspects) end
 local left = tonumber(ARGV[3]) - (#result - 4)
 if left > 0 then take(2, left) end
 result[1], result[2] = until_next(2), until_next(3)
-result[3], result[4] = move_due({KEYS[1], KEYS[5], KEYS[6], KEYS[7]}, now, tonumber(ARGV[5]), ARGV[6] == '1', 100)
+result[3], result[4] = move_due({KEYS[1], KEYS[5], KEYS[6], KEYS[7], KEYS[8]}, now, tonumber(ARGV[5]), ARGV[6] == '1', 100)
 return result
