@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pubsub_core.broker import USUAL, Membership
 from pubsub_core.errors import BrokerError, BrokerFull, BrokerUnavailable, LeaseLost, PubSubError
 from pubsub_core.message import DeadLetterReason, Delivery, SubscriptionKey, delivery_of
-from pubsub_redis.entry import is_for_another, letter_fields, read_entry, read_new
+from pubsub_redis.entry import is_for_another, letter_fields, place_of, read_entry, read_new
 from pubsub_redis.faults import FOREIGN, is_missing_group, translated
 from pubsub_redis.groups import Group, due_text, room_of, shown, start_id
 from pubsub_redis.keys import (
@@ -816,7 +816,7 @@ class RedisConsumer:
     def _park(self, deliveries: Sequence[Delivery[bytes]], delay: float, *, counts: bool) -> list[bytes]:
         lost = []
         for group, _, those in self._by_group(deliveries):
-            entries = _entries_of(those)
+            entries = sorted(_entries_of(those), key=_place)  # what comes again at the same time keeps its order
             for start in range(0, len(entries), 200):
                 command = self._park_command(group, delay, entries[start : start + 200], counts=counts)
                 lost += self._call(command, "giving back")
@@ -1016,6 +1016,10 @@ def _by_subscription(deliveries: Sequence[Delivery[bytes]]) -> Iterable[tuple[Su
 def _entries_of(deliveries: Deliveries) -> list[tuple[str, int]]:
     """Return the position and the attempt of each."""
     return [*zip(map(_POSITION, deliveries), map(_ATTEMPT, deliveries), strict=True)]
+
+
+def _place(entry: tuple[str, int]) -> tuple[int, int]:
+    return place_of(entry[0])
 
 
 def _position(delivery: Delivery[bytes]) -> str:

@@ -35,6 +35,12 @@ _REPLAY = "replay:"
 _ENTRY_ID = re.compile(r"\d{1,15}-\d{1,20}")
 
 
+def place_of(entry_id: str) -> tuple[int, int]:
+    """Return what entry ids are sorted by."""
+    milliseconds, _, number = entry_id.partition("-")
+    return int(milliseconds), int(number or 0)
+
+
 def add_command(stream: str, message: Message[bytes]) -> Command:
     """Return the XADD of a message."""
     return ("XADD", stream, "*", *entry_fields(message))

@@ -34,7 +34,7 @@ from pubsub_core.errors import BrokerError, ConsumersPresent, NotPermitted, Stre
 from pubsub_core.ids import published_at
 from pubsub_core.message import Message, SubscriptionKey
 from pubsub_redis.connections import Connections
-from pubsub_redis.entry import entry_fields, read_delayed, read_entry, read_letter, stored_at
+from pubsub_redis.entry import entry_fields, place_of, read_delayed, read_entry, read_letter, stored_at
 from pubsub_redis.examiner import RedisExaminer
 from pubsub_redis.faults import is_missing_group
 from pubsub_redis.groups import start_id
@@ -241,13 +241,13 @@ class RedisInspector(Connections):
 
     def _passes_over_until(self, keys: TopicKeys, last: str) -> datetime | None:
         """Return until when entries get ids before the place of a group, None if the next one comes behind it."""
-        milliseconds = _place(last)[0]
+        milliseconds = place_of(last)[0]
         if milliseconds <= self.options.clock.time() * 1000:
             return None
         seconds, microseconds = self.call(keys.stream, ("TIME",), "looking at a group")
         if milliseconds <= int(seconds) * 1000 + int(microseconds) // 1000:
             return None
-        is_ahead = _place(last) > _place(self._last_id(keys))
+        is_ahead = place_of(last) > place_of(self._last_id(keys))
         return moment_at(milliseconds / 1000) if is_ahead else None
 
     def _last_id(self, keys: TopicKeys) -> str:
@@ -287,7 +287,7 @@ class RedisInspector(Connections):
         known = facts.get(b"lag")
         if known is not None:
             return Count(known)
-        if first and _place(first[0][0].decode()) > _place(last):
+        if first and place_of(first[0][0].decode()) > place_of(last):
             return Count(length)
         total = 0
         while total < _COUNTED:
@@ -427,7 +427,7 @@ class RedisInspector(Connections):
         return read_letter(key, *found[0]) if found else None
 
     def _standing(self, topic: str, group: str, position: str, message_id: str, last: str) -> Standing:
-        if _place(position) > _place(last):
+        if place_of(position) > place_of(last):
             return Standing(group, "waiting")
         keys = self.keys(topic)
         looks: list[Command] = [
@@ -510,7 +510,7 @@ class RedisInspector(Connections):
         if not newest:
             return 0
         last = newest[0][0].decode()
-        milliseconds, number = _place(last)
+        milliseconds, number = place_of(last)
         floor = f"{milliseconds}-{number + 1}"
         removed = 0
         while count := self.call(keys.stream, ("XTRIM", keys.stream, "MINID", "~", floor, "LIMIT", _TRIM), "deleting"):
@@ -600,11 +600,6 @@ def _facts(row: Sequence[Any]) -> dict[bytes, Any]:
     return dict(zip(row[::2], row[1::2], strict=True))
 
 
-def _place(entry_id: str) -> tuple[int, int]:
-    milliseconds, _, number = entry_id.partition("-")
-    return int(milliseconds), int(number or 0)
-
-
 def _place_before(to: Start | str) -> str:
     """Return the entry id behind which a group reads on."""
     if isinstance(to, str) and to not in ("earliest", "latest"):
@@ -613,7 +608,7 @@ def _place_before(to: Start | str) -> str:
                 f"{to!r} is no position of a message: it is two numbers, as in 1700000000000-0. "
                 "Or use 'earliest', 'latest', or a moment"
             )
-        milliseconds, number = _place(to)
+        milliseconds, number = place_of(to)
         return f"{milliseconds}-{number - 1}" if number else f"{max(0, milliseconds - 1)}-{2**64 - 1}"
     return start_id(to)
 

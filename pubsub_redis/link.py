@@ -57,6 +57,7 @@ _PRELUDES = {
     "delayed": ("move_due(", "packed("),
     "room": ("make_room",),
     "clock": ("server_time(",),
+    "due": ("list_due(",),
     "groups": ("groups_of(", "first_unsettled("),
     "now": ("now_ms(",),
     "ids": ("is_less(", "after(", "parts("),

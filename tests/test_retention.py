@@ -220,7 +220,7 @@ def test_a_group_lost_while_no_worker_ran_begins_there_too(place: Place) -> None
 
     place.client.xgroup_destroy(place.stream, "billing")
     published += publish(broker, 1)
-    assert sorted(ids(place.take(place.consumer(broker), 11))) == published[10:]  # what comes again has no order
+    assert sorted(ids(place.take(place.consumer(broker), 11))) == published[10:]  # the new one waits for no others
 
 
 def test_what_a_lost_group_had_not_settled_is_kept_for_it(place: Place) -> None:

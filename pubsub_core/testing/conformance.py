@@ -440,10 +440,10 @@ class BrokerConformance(TimeConformance, InspectConformance):
         """To another consumer, in the order of publishing, with the attempt that it had."""
         key = self.key()
         consumer, other = self.joined(broker, key), self.joined(broker, key)
-        published = self.publish(broker, key.topic, 5)
-        taken = self.take(consumer, 5)
-        consumer.release(taken[::-1])
-        again = self.take(other, 5)
+        published = self.publish(broker, key.topic, 25)
+        taken = self.take(consumer, 25)
+        consumer.release([*taken[20:], *taken[19:9:-1], *taken[:10]])
+        again = self.take(other, 25)
         assert ids(again) == published
         assert {delivery.message.attempt for delivery in again} == {1}
         self.nothing_comes(consumer, other)

@@ -19,7 +19,7 @@ end
 local due_at = now_ms() + tonumber(ARGV[4])
 local function park(id)
   if not (redis.call('ZSCORE', KEYS[2], id) or redis.call('ZSCORE', KEYS[3], id)) then
-    redis.call('ZADD', KEYS[2], due_at, id)
+    list_due(KEYS[2], due_at, id)
   end
   redis.call('XCLAIM', KEYS[1], ARGV[1], '~parked', 0, id, 'RETRYCOUNT', 0, 'FORCE', 'JUSTID')
 end

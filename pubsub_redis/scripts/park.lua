@@ -15,7 +15,7 @@ for i = 7, #ARGV, 2 do
   if pending and pending[4] == attempt then
     local failures = redis.call('HGET', KEYS[4], id)
     local list = (failures and failures:sub(1, 2) ~= '0 ') and 3 or 2
-    redis.call('ZADD', KEYS[list], due_at, id)
+    list_due(KEYS[list], due_at, id)
     is_news = is_news or due_at < first[list]
     local count = attempt
     if ARGV[4] == '0' then

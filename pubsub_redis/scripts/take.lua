@@ -7,9 +7,10 @@
 -- Returns: ms until the next one is due, ms until the next suspect is, ms until the next delayed one is (-1: none), how
 --          many were dropped, then for each delivery: {id, attempt, crashes, fields}.
 local now = server_time(KEYS[2], KEYS[3], KEYS[4])
+local next_ms = string.format('(%.0f', now + 1)
 local result = {-1, -1, -1, 0}
 local function take(list, most)
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[list], '-inf', now, 'LIMIT', 0, most)) do
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[list], '-inf', next_ms, 'LIMIT', 0, most)) do
     local pending = redis.call('XPENDING', KEYS[1], ARGV[1], id, id, 1, '~parked')[1]
     if pending then
       local entry = redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, id)[1]
@@ -27,7 +28,7 @@ local function take(list, most)
 end
 local function until_next(list)
   local score = redis.call('ZRANGE', KEYS[list], 0, 0, 'WITHSCORES')[2]
-  return score and math.max(0, tonumber(score) - now) or -1
+  return score and math.max(0, math.floor(tonumber(score)) - now) or -1
 end
 local suspects = math.min(tonumber(ARGV[3]), tonumber(ARGV[4]))
 if suspects > 0 then take(3, suspects) end

@@ -5,12 +5,12 @@
 -- ARGV: 1 group, 2 the consumer that died, 3 how many at most, 4 control channel, 5 wake-up text.
 -- Returns: {how many were parked, 1 if its name was removed else 0}; {0, 0} if it lives after all.
 if KEYS[4] and redis.call('EXISTS', KEYS[4]) == 1 then return {0, 0} end
-local now = string.format('%.0f', now_ms())
+local now = now_ms()
 local pending = redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', ARGV[3], ARGV[2])
 for _, entry in ipairs(pending) do
-  local crashes, first = (redis.call('HGET', KEYS[3], entry[1]) or '0 ' .. now):match('^(%d+) (%d+)')
+  local crashes, first = (redis.call('HGET', KEYS[3], entry[1]) or string.format('0 %.0f', now)):match('^(%d+) (%d+)')
   redis.call('HSET', KEYS[3], entry[1], string.format('%d %s', crashes + 1, first))
-  redis.call('ZADD', KEYS[2], now, entry[1])
+  list_due(KEYS[2], now, entry[1])
   redis.call('XCLAIM', KEYS[1], ARGV[1], '~parked', 0, entry[1], 'JUSTID')
 end
 if #pending > 0 then redis.pcall('PUBLISH', ARGV[4], ARGV[5]) end
