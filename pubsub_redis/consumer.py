@@ -14,7 +14,7 @@ import threading
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -66,14 +66,24 @@ _Settled = list[tuple[Group, list[str], Deliveries]]
 """Deliveries that are done, or otherwise not ours any more, by subscription; with their positions."""
 
 
+_Place = tuple[Node, int, str]
+"""What one command may read of: a node, a slot and a group."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """An XREADGROUP to send: topics of one group and node that may be asked for the same count."""
+    """An XREADGROUP to send: topics of one group, node and slot that may be asked for the same count."""
 
     node: Node
+    slot: int
     group: str
     groups: list[Group]
     count: int
+
+    @property
+    def line(self) -> str:
+        """The name of the connection that it may block."""
+        return f"{self.group}:{self.slot}"
 
     def command(self, consumer: str, block: float | None) -> Command:
         blocking = () if block is None else ("BLOCK", max(1, int(block * 1000)))
@@ -101,13 +111,19 @@ class RedisConsumer:
         self._name = name
         remembered = min(_REMEMBERED, _REMEMBERED_IN_ALL // max(1, len(memberships)))
         self._groups = {
-            one.key: Group(one.key, one.start, broker.keys(one.key.topic), settled=deque(maxlen=remembered))
+            one.key: Group(
+                one.key,
+                one.start,
+                keys := broker.keys(one.key.topic),
+                broker.servers.slot_of(keys.stream),
+                settled=deque(maxlen=remembered),
+            )
             for one in memberships
         }
         self._namespace = broker.options.namespace
         self._heartbeat = broker.options.heartbeat
         self._lease = broker.options.lease
-        self._links: dict[tuple[Node, str], Link] = {}  # of `receive`: the group's, or "" for the control channel
+        self._links: dict[tuple[Node, str], Link] = {}  # of `receive`; see `_link`
         self._control: Link | None = None
         self._reading = threading.Lock()  # held by who uses these connections
         self._ahead: _Ahead | None = None
@@ -313,7 +329,7 @@ class RedisConsumer:
         acks = self._ack_commands(done)
         asked: list[tuple[_Read, Link]] = []
         for read in _merged(reads):
-            link = self._link(read.node, read.group)
+            link = self._link(read.node, read.line)
             first = acks.pop(read.node, [])
             link.send([*first, read.command(self._name, wait + _MARGIN)])
             self._check_all([link.read() for _ in first])
@@ -341,10 +357,10 @@ class RedisConsumer:
         (read,) = reads
         if len(read.groups) > 1 or not read.groups[0].is_hot or read.count < _AHEAD_FROM:
             return None
-        return _Read(read.node, read.group, read.groups, read.count - _AHEAD_LESS)
+        return replace(read, count=read.count - _AHEAD_LESS)
 
     def _ask_ahead(self, read: _Read) -> None:
-        link = self._link(read.node, read.group)
+        link = self._link(read.node, read.line)
         link.send([read.command(self._name, None)])
         self._ahead = _Ahead(read, link, time.monotonic())
 
@@ -758,11 +774,11 @@ class RedisConsumer:
         self._control = None
         self._broker.servers.forget()
 
-    def _link(self, node: Node, group: str) -> Link:
-        """Return `receive`'s connection to a node: one for each group to block on, "" for what does not block."""
-        link = self._links.get((node, group))
+    def _link(self, node: Node, line: str) -> Link:
+        """Return `receive`'s connection to a node: one for each line to block on, "" for what does not block."""
+        link = self._links.get((node, line))
         if link is None:
-            link = self._links[node, group] = self._broker.new_link(node)
+            link = self._links[node, line] = self._broker.new_link(node)
             link.open()
         return link
 
@@ -951,30 +967,32 @@ def _note_control(group: Group, word: str, value: str) -> None:
 
 def _reads(wanted: Sequence[tuple[Group, int]]) -> list[_Read]:
     """Group what is wanted into as few reads as the counts allow: a hot topic by its credit, the cold by the least."""
-    hot: dict[tuple[Node, str, int], list[Group]] = defaultdict(list)
-    cold: dict[tuple[Node, str], list[tuple[Group, int]]] = defaultdict(list)
+    hot: dict[tuple[_Place, int], list[Group]] = defaultdict(list)
+    cold: dict[_Place, list[tuple[Group, int]]] = defaultdict(list)
     for group, count in wanted:
+        place = (group.node, group.slot, group.key.group)
         if group.is_hot:
-            hot[group.node, group.key.group, count].append(group)
+            hot[place, count].append(group)
         else:
-            cold[group.node, group.key.group].append((group, count))
-    reads = [_Read(node, name, groups, count) for (node, name, count), groups in hot.items()]
+            cold[place].append((group, count))
+    reads = [_Read(*place, groups, count) for (place, count), groups in hot.items()]
     reads += [
-        _Read(node, name, [one for one, _ in members], min(count for _, count in members))
-        for (node, name), members in cold.items()
+        _Read(*place, [one for one, _ in members], min(count for _, count in members))
+        for place, members in cold.items()
     ]
     return reads
 
 
 def _merged(reads: Sequence[_Read]) -> list[_Read]:
-    """Return one read for each node and group, to block on."""
-    by_place: dict[tuple[Node, str], _Read] = {}
+    """Return one read for each line, to block on."""
+    by_line: dict[tuple[Node, str], _Read] = {}
     for read in reads:
-        other = by_place.get((read.node, read.group))
+        place = (read.node, read.line)
+        other = by_line.get(place)
         if other is not None:
-            read = _Read(read.node, read.group, other.groups + read.groups, min(other.count, read.count))  # noqa: PLW2901
-        by_place[read.node, read.group] = read
-    return list(by_place.values())
+            read = replace(read, groups=other.groups + read.groups, count=min(other.count, read.count))  # noqa: PLW2901
+        by_line[place] = read
+    return list(by_line.values())
 
 
 def _is_not_newer(entry_id: bytes, other: bytes) -> bool:

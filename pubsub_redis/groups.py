@@ -17,6 +17,7 @@ class Group:
     key: SubscriptionKey
     start: Start
     keys: TopicKeys
+    slot: int = 0
     node: Node = ""
     was_made: bool = False
     is_hot: bool = False

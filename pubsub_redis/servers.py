@@ -10,6 +10,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit, u
 from redis.backoff import NoBackoff
 from redis.connection import ConnectionPool, SSLConnection
 from redis.connection import parse_url as parse_redis_url
+from redis.crc import key_slot
 from redis.retry import Retry
 
 from pubsub_core.backends import ENCODE, masked
@@ -40,6 +41,9 @@ class Servers(Protocol):
 
     def node_of(self, key: str) -> Node:
         """Return the node that keeps `key`. In a cluster it may ask the network, and raise redis-py's errors."""
+
+    def slot_of(self, key: str) -> int:
+        """Return the hash slot of `key`: one command may only name keys of the same. Without a cluster all have 0."""
 
     def connection(self, node: Node) -> Any:
         """Return a new, not yet connected, connection of redis-py to `node`."""
@@ -98,6 +102,9 @@ class _OneServer:
 
     def node_of(self, key: str) -> Node:
         return ""
+
+    def slot_of(self, key: str) -> int:
+        return 0
 
     def forget(self) -> None:
         """Do nothing."""
@@ -180,7 +187,10 @@ class _Cluster:
 
     def node_of(self, key: str) -> Node:
         cluster = self._cluster()
-        return str(cluster.nodes_manager.get_node_from_slot(cluster.keyslot(key)).name)
+        return str(cluster.nodes_manager.get_node_from_slot(self.slot_of(key)).name)
+
+    def slot_of(self, key: str) -> int:
+        return key_slot(key.encode())
 
     def connection(self, node: Node) -> Any:
         host, _, port = node.rpartition(":")

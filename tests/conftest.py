@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
-from tests.servers import FakedServer, RealServer, fake_server, redis_server, valkey_server
+from tests.servers import FakedServer, RealServer, fake_server, redis_cluster, redis_server, valkey_server
 
 # How long an example takes says what else the machine does.
 settings.register_profile("here", deadline=None)
@@ -43,6 +43,12 @@ def redis() -> Iterator[RealServer]:
 def valkey() -> Iterator[RealServer]:
     with valkey_server() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[list[RealServer]]:
+    with redis_cluster() as nodes:
+        yield nodes
 
 
 @pytest.fixture(scope="session")

@@ -196,6 +196,35 @@ def valkey_server(*, unix: bool = False, **config: str) -> contextlib.AbstractCo
     return real_server(program, unix=unix, **config)
 
 
+@contextlib.contextmanager
+def redis_cluster() -> Iterator[list[RealServer]]:
+    """Run three nodes that share the slots among them."""
+    with contextlib.ExitStack() as stack:
+        nodes = [stack.enter_context(redis_server(cluster_enabled="yes")) for _ in range(3)]
+        clients = [stack.enter_context(Redis.from_url(node.url, protocol=2)) for node in nodes]
+        for number, client in enumerate(clients):
+            client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+            client.execute_command(
+                "CLUSTER", "ADDSLOTSRANGE", number * 5461, 16383 if number == 2 else number * 5461 + 5460
+            )
+            client.execute_command("CLUSTER", "MEET", "127.0.0.1", nodes[0].port)
+        deadline = time.monotonic() + STARTS_WITHIN
+        while not all(_sees_all_slots(client) for client in clients):
+            if time.monotonic() > deadline:
+                raise ServerFailed("the nodes did not become a cluster")
+            time.sleep(0.05)
+        yield nodes
+
+
+def cluster_url(nodes: list[RealServer]) -> str:
+    return f"redis+cluster://{','.join(f'127.0.0.1:{node.port}' for node in nodes)}"
+
+
+def _sees_all_slots(client: Redis) -> bool:
+    about = client.execute_command("CLUSTER", "INFO")
+    return "cluster_state:ok" in str(about) and len(client.execute_command("CLUSTER", "SLOTS")) == 3
+
+
 class FakedServer:
     """fakeredis in this process, in the shape of a `RealServer`. Its data are gone when it is stopped or killed.
 

@@ -1,4 +1,4 @@
-"""The Redis backend keeps the contract on Redis, Valkey and fakeredis."""
+"""The Redis backend keeps the contract on Redis, Valkey, a cluster of Redis, and fakeredis."""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -8,7 +8,7 @@ import pytest
 from pubsub_core.broker import Broker, BrokerOptions
 from pubsub_core.testing.conformance import FEATURES, BrokerConformance
 from pubsub_redis import RedisBroker, open_redis
-from tests.servers import FakedServer, RealServer
+from tests.servers import FakedServer, RealServer, cluster_url
 
 
 class RedisConformance(BrokerConformance):
@@ -41,6 +41,12 @@ class TestValkey(RedisConformance):
     @pytest.fixture(autouse=True)
     def _server(self, valkey: RealServer) -> None:
         self.url = valkey.url
+
+
+class TestCluster(RedisConformance):
+    @pytest.fixture(autouse=True)
+    def _servers(self, cluster: list[RealServer]) -> None:
+        self.url = cluster_url(cluster)
 
 
 class TestFakeredis(RedisConformance):
