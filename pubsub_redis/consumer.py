@@ -58,6 +58,8 @@ _AHEAD_FROM = 250
 _BRISK = 0.05
 _AHEAD_LESS = 50
 _STALE = 1.0  # seconds after which nobody seems to want them any more
+_QUIET = 5.0  # seconds, at most, for which one who made a lost group anew reads nothing
+_REJOIN = 5.0  # seconds between two tries to join what cannot be joined
 _MARGIN = 1.0  # seconds that the server would wait longer than we do, if we did not call it off
 
 Deliveries = list[Delivery[bytes]]
@@ -143,6 +145,7 @@ class RedisConsumer:
         self._lapses_known = 0  # when those, and what was asked for ahead, came to be ours
         self._stragglers_at = self._stragglers_until = math.inf
         self._stragglers_pause = 0.0
+        self._rejoin_at = math.inf  # groups that are left out
         self._looked_for_pauses_at = -math.inf
         self._look_at = 0.0
         self._patient_until = 0.0
@@ -182,6 +185,8 @@ class RedisConsumer:
                 lapses = self.sign.lapses
             elif self._is_overdue:
                 self._hand_back_what_waits()
+            elif time.monotonic() >= self._rejoin_at:
+                self._join_all()
             elif time.monotonic() >= self._stragglers_at:
                 self._look_for_stragglers()
             settled = self._by_group(done)
@@ -251,7 +256,7 @@ class RedisConsumer:
         if any(map(self._is_last, [*self._crashed.values()])) or time.monotonic() < self._quiet_until:
             return []
         asked = [(self._groups[key], min(count, self._most)) for key, count in credit.items() if count > 0]
-        wanted = [(group, count) for group, count in asked if not group.is_paused]
+        wanted = [(group, count) for group, count in asked if not (group.is_paused or group.is_left_out)]
         if self._most == 1 and len(wanted) > 1:
             self._turn += 1
             return [wanted[self._turn % len(wanted)]]
@@ -589,7 +594,7 @@ class RedisConsumer:
         self._broker.time()
         for group in self._groups.values():
             group.node = self._broker.servers.node_of(group.keys.stream)
-            self._join(group)
+        self._join_all()
         self._control = self._subscribed()
         name_topics(self._broker, self._groups)
         self._look_for_pauses()
@@ -644,6 +649,36 @@ class RedisConsumer:
         streams = [group.keys.stream for group in self._groups.values()]
         return self._broker.servers.node_of(streams[0] if streams else self._namespace)
 
+    def _join_all(self) -> None:
+        """Join the groups. One that cannot be, for what is wrong with its topic alone, is left out until it can be.
+
+        Not at the start: whoever starts a worker shall know.
+        """
+        refused: BrokerError | None = None
+        for group in self._groups.values():
+            try:
+                self._join(group)
+            except (BrokerUnavailable, BrokerFull):
+                raise
+            except BrokerError as error:
+                if not self._was_certain:
+                    raise
+                refused = error
+                if not group.is_left_out:
+                    log.warning("%s is left out, and tried again every %g s: %s", shown(group.key), _REJOIN, error)
+                group.is_left_out = True
+            else:
+                if group.is_left_out:
+                    log.warning("%s is joined again", shown(group.key))
+                    group.due_at = group.suspects_at = 0.0
+                group.is_left_out = False
+        self._rejoin_at = math.inf if refused is None else time.monotonic() + _REJOIN
+        if refused is not None and not self._joined():
+            raise refused
+
+    def _joined(self) -> list[Group]:
+        return [group for group in self._groups.values() if not group.is_left_out]
+
     def _join(self, group: Group) -> None:
         """Make the group if there is none. One that was lost is restored: better twice than never, but better once.
 
@@ -651,21 +686,33 @@ class RedisConsumer:
         """
         what = f"joining group {group.key.group!r} of topic {group.key.topic!r} (key {group.keys.stream!r})"
         link = self._link(group.node, "")
-        start = "0" if group.was_made else start_id(group.start)
-        keys = (*group.parked_keys[:3], group.keys.floors)
-        more = 1
-        while more:
-            command = script_call("join", keys, group.key.group, start, group.newest, int(1000 * self._lease))
-            times_made, more = link.call(*command, what=what)
+        times_made, is_behind = self._restore(group, lambda command: link.call(*command, what=what))
         # Not every server does this at a read that brings nothing, and nobody shall take the group for deserted.
         with contextlib.suppress(BrokerFull):
             link.call("XGROUP", "CREATECONSUMER", group.keys.stream, group.key.group, self._name, what=what)
         group.was_made = True
         if group.times_made not in (None, times_made):
             log.warning("%s was lost, and is made anew", shown(group.key))
-            self._quiet_until = time.monotonic() + min(1.0, self._heartbeat / 2)  # for others to do the same
+            # For others to do the same, also those whose handlers are all busy: they look every other heartbeat.
+            self._quiet_until = time.monotonic() + min(_QUIET, 2.25 * self._heartbeat)
+            self._take_back(group)
+        elif is_behind and group.held:  # it is there, and does not know what it handed us: the server forgot that
             self._take_back(group)
         group.times_made = times_made
+
+    def _restore(self, group: Group, call: Callable[[Command], Any]) -> tuple[int, bool]:
+        """Make the group if there is none, and have it know of all that we were handed; what it did not is parked.
+
+        Returns how often it was made, and whether it did not know of some.
+        """
+        keys = (*group.parked_keys[:3], group.keys.floors)
+        start = "0" if group.was_made else start_id(group.start)
+        is_behind, more = False, 1
+        while more:
+            command = script_call("join", keys, group.key.group, start, group.newest, int(1000 * self._lease))
+            times_made, parked, more = call(command)
+            is_behind |= parked > 0
+        return times_made, is_behind
 
     def _take_back(self, group: Group) -> None:
         """After the group was lost and made anew: take back what we hold, and acknowledge again what we settled."""
@@ -681,7 +728,7 @@ class RedisConsumer:
         """Park, uncounted, what is pending under our name though we do not hold it, in that attempt."""
         self._drop_ahead()
         by_node: dict[Node, list[Group]] = defaultdict(list)
-        for group in self._groups.values():
+        for group in self._joined():
             by_node[group.node].append(group)
         for node, groups in by_node.items():
             pages = self._link(node, "").ask([self._pending_command(group, "-") for group in groups])
@@ -908,6 +955,7 @@ class RedisConsumer:
                 command = ("HGET", group.keys.floors, f"~times:{group.key.group}")
                 times_made = int(self._call(command, "looking for lost groups") or 0)
                 if times_made not in (0, group.times_made):
+                    self._restore(group, lambda command: self._call(command, "restoring a lost group"))
                     self._take_back(group)
 
     def close(self) -> None:

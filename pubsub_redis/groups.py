@@ -20,6 +20,7 @@ class Group:
     slot: int = 0
     node: Node = ""
     was_made: bool = False
+    is_left_out: bool = False
     is_hot: bool = False
     is_paused: bool = False
     due_at: float = 0.0  # time.monotonic() of the next look for due entries

@@ -332,7 +332,7 @@ def test_each_group_reads_ahead_on_its_own_connection(place: Place) -> None:
     for key in (BILLING, audit, BILLING, BILLING, audit, audit, BILLING):
         consumer.receive({key: MOST}, 0.05)
         ahead = consumer._ahead
-        assert ahead is None or ahead.link is consumer._links[ahead.read.node, ahead.read.group]
+        assert ahead is None or ahead.link is consumer._links[ahead.read.node, ahead.read.line]
 
 
 def test_what_is_kept_goes_to_others_though_somebody_waits_for_another_group(

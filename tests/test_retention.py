@@ -1,5 +1,6 @@
 """What Redis keeps, and for how long: messages, dead letters, and where a group stood that was lost."""
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -8,9 +9,10 @@ import pytest
 from redis import Redis
 
 from pubsub_core.broker import TopicOptions
-from pubsub_core.errors import BrokerError, BrokerFull
+from pubsub_core.errors import BrokerError, BrokerFull, StreamConflict
 from pubsub_core.message import DeadLetterReason, SubscriptionKey
 from pubsub_redis import RedisBroker
+from pubsub_redis import consumer as consumer_module
 from pubsub_redis import upkeep as upkeep_module
 from pubsub_redis.consumer import RedisConsumer
 from pubsub_redis.keys import look_key, topic_keys
@@ -193,6 +195,85 @@ def test_who_is_busy_keeps_what_he_has_when_his_group_is_lost(place: Place) -> N
     assert not other.receive({BILLING: 10}, 0.2)
     busy.ack(held)
     assert place.client.xpending(place.stream, "billing")["pending"] == 1
+
+
+def test_who_is_busy_keeps_also_what_nobody_has_noted_yet_when_his_group_is_lost(place: Place) -> None:
+    broker = keep(place, 3600)
+    busy, other = place.joined(broker), place.joined(broker)
+    publish(broker, 8)
+    held = place.take(busy, 8)
+    place.client.xgroup_destroy(place.stream, "billing")
+    with pytest.raises(BrokerError):
+        other.receive({BILLING: 10}, 0)
+    assert not other.receive({BILLING: 10}, 0), "it makes the group anew, and waits for the others"
+    busy._look_at = 0.0
+    busy.maintain()
+    published = publish(broker, 1)
+    assert ids(place.take(other, 1)) == published
+    busy.ack(held)
+    assert place.client.xpending(place.stream, "billing")["pending"] == 1
+
+
+def test_what_the_server_forgot_to_have_handed_out_is_kept_by_who_has_it(place: Place) -> None:
+    """As a replica does that was behind when it became the master."""
+    broker = keep(place, 3600)
+    busy, other = place.joined(broker), place.joined(broker)
+    publish(broker, 8)
+    held = place.take(busy, 8)
+    place.client.xgroup_destroy(place.stream, "billing")
+    place.client.xgroup_create(place.stream, "billing", "0")
+    place.client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    for consumer in (busy, other):
+        with pytest.raises(BrokerError):
+            consumer.receive({BILLING: 1}, 0)
+        until(lambda consumer=consumer: comes_back(consumer))
+    published = publish(broker, 1)
+    assert ids(place.take(other, 1)) == published
+    busy.ack(held)
+    assert place.client.xpending(place.stream, "billing")["pending"] == 1
+
+
+def comes_back(consumer: RedisConsumer) -> bool:
+    with contextlib.suppress(BrokerError):
+        consumer.receive({}, 0)
+        return True
+    return False
+
+
+def test_a_topic_with_which_something_is_wrong_holds_up_no_other(
+    place: Place, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither its messages, nor what is taken over from the dead."""
+    monkeypatch.setattr(consumer_module, "_REJOIN", 0.0)
+    broker = place.broker(heartbeat=0.2)
+    bad = SubscriptionKey("bad", "billing")
+    consumer, gone = place.joined(broker, bad, BILLING), place.joined(broker, bad, BILLING)
+    published = publish(broker, 1)
+    assert ids(gone.receive({BILLING: 1}, 0)) == published
+    stream = broker.keys("bad").stream
+    place.client.delete(stream)
+    place.client.set(stream, "of another program")
+    published += publish(broker, 3)
+    found: list[str] = []
+
+    def take() -> bool:
+        for act in (consumer.maintain, lambda: found.extend(ids(consumer.receive({BILLING: 10, bad: 10}, 0.1)))):
+            with contextlib.suppress(StreamConflict):
+                act()
+        return len(found) == 4
+
+    until(take)
+    assert sorted(found) == sorted(published)
+    place.client.delete(stream)
+    late = message("bad")
+    broker.publish([late])
+    assert ids(place.take(consumer, 1, bad)) == [late.id]
+    said = [one.getMessage() for one in caplog.records if "'bad'" in one.getMessage()]
+    assert [one.partition(":")[0] for one in said] == [
+        "group 'billing' of topic 'bad' is left out, and tried again every 0 s",
+        "group 'billing' of topic 'bad' was lost, and is made anew",
+        "group 'billing' of topic 'bad' is joined again",
+    ]
 
 
 def test_a_group_that_was_made_anew_unseen_hands_out_nothing_twice(place: Place) -> None:

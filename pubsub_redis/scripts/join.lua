@@ -3,7 +3,8 @@
 -- and those who settled it acknowledge it again.
 -- KEYS: 1 stream, 2 due zset, 3 suspects zset, 4 floors hash.
 -- ARGV: 1 group, 2 where a new one begins, 3 the last entry that the caller was handed, 4 for how many ms to park.
--- Returns: how often the group was made. It is called until that comes with no "more": {times, 1 if there is more else 0}.
+-- Returns: {how often the group was made, how many entries were parked, 1 if there are more to be parked else 0}; to be
+--          called until there are none.
 local function before(id)
   local ms, seq = parts(id)
   if seq == '0' then return string.format('%.0f-18446744073709551615', ms - 1) end
@@ -33,11 +34,12 @@ if not last then
   redis.call('HINCRBY', KEYS[4], times, 1)
   for id in (ids or ''):gmatch('%S+') do park(id) end
 end
-local more = 0
+local parked, more = 0, 0
 if ARGV[3] ~= '' then
   local passed = redis.call('XRANGE', KEYS[1], '(' .. last, ARGV[3], 'COUNT', 200)
   for _, entry in ipairs(passed) do park(entry[1]) end
   if #passed > 0 then redis.call('XGROUP', 'SETID', KEYS[1], ARGV[1], passed[#passed][1]) end
-  if #passed == 200 then more = 1 end
+  parked = #passed
+  if parked == 200 then more = 1 end
 end
-return {tonumber(redis.call('HGET', KEYS[4], times) or 0), more}
+return {tonumber(redis.call('HGET', KEYS[4], times) or 0), parked, more}
