@@ -16,10 +16,10 @@ with another payload, key or headers (`dataclasses.replace`). What it raises is 
 unless `call_next` had returned. If it does not call `call_next`, nothing is sent either.
 """
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from pubsub_core.callables import is_async, still_to_run
 from pubsub_core.errors import ConfigurationError
 from pubsub_core.message import Delivery, Message
 
@@ -42,16 +42,26 @@ def chain(
     return call
 
 
-def _around(layer: Callable[[V, Callable[[V], None]], None], call_next: Callable[[V], None]) -> Callable[[V], None]:
+def _around(layer: Callable[[V, Callable[[V], None]], Any], call_next: Callable[[V], None]) -> Callable[[V], None]:
     def call(value: V) -> None:
-        layer(value, call_next)
+        if (returned := layer(value, call_next)) is not None:
+            _check_returned(layer, returned)
 
     return call
 
 
-def refuse_async(function: object, what: str) -> None:
+def _check_returned(layer: Callable[..., Any], returned: object) -> None:
+    what = still_to_run(returned)
+    if what is not None:
+        raise ConfigurationError(
+            f"middleware {getattr(layer, '__qualname__', layer)!s} returned {what}, which nobody runs, so it has done "
+            "nothing: make it a plain `def` that does its work itself"
+        )
+
+
+def refuse_async(function: Callable[..., Any], what: str) -> None:
     """Raise ConfigurationError if calling it would only make a coroutine, which nobody awaits."""
-    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004
+    if is_async(function):
         raise ConfigurationError(
             f"{getattr(function, '__qualname__', function)!s} is an `async def`, and cannot be {what}: make it a plain "
             "`def`. It works around `async def` handlers too"

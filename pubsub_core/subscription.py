@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from pubsub_core.broker import Membership, Start
+from pubsub_core.callables import is_async_within, is_generator, still_to_run
 from pubsub_core.errors import ConfigurationError, SubscriptionError
 from pubsub_core.message import Message, SubscriptionKey
 from pubsub_core.names import check_name
@@ -37,7 +38,10 @@ class Takes(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Handler:
-    """The user's function, and how to call it. `where` is its file and line."""
+    """The user's function, and how to call it. `where` is its file and line.
+
+    If it `is_async`, it or what it wraps, what it returns is to be awaited on the event loop.
+    """
 
     function: Callable[..., Any]
     takes: Takes
@@ -45,6 +49,23 @@ class Handler:
     is_async: bool
     name: str
     where: str
+
+    def check_returned(self, returned: object) -> None:
+        """Raise SubscriptionError if the function did nothing but return what would do its work.
+
+        To be asked only about what is not None: that is on the path of each message.
+        """
+        what = still_to_run(returned)
+        if what is not None:
+            fix = (
+                "Remove the yield"
+                if what == "a generator"
+                else "Await it in an `async def`; if a decorator or a lambda hides that the handler is one, give the "
+                "decorator functools.wraps, or subscribe the function itself"
+            )
+            raise SubscriptionError(
+                f"handler {self.name} ({self.where}) returned {what}, which nobody runs, so it has done nothing. {fix}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +147,9 @@ def inspect_handler(
     place = where(function)
     if not callable(function):
         raise SubscriptionError(f"a handler must be a function, not {type(function).__name__}: {function!r}")
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+    if is_generator(function):
         raise SubscriptionError(f"handler {name} ({place}) is a generator: it would never run. Remove the yield")
     parameter = _only_parameter(function, name, place, may_take_nothing=may_take_nothing)
-    is_async = inspect.iscoroutinefunction(inspect.unwrap(function)) or inspect.iscoroutinefunction(
-        getattr(function, "__call__", None)  # noqa: B004  # an object with `async def __call__`
-    )
     if parameter is None:
         takes, wanted = Takes.NOTHING, None
     else:
@@ -140,7 +158,7 @@ def inspect_handler(
         own = codec if codec is not None and wanted == schema else codec_for(wanted)
     except ConfigurationError as error:
         raise SubscriptionError(f"handler {name} ({place}): {error}") from None
-    return Handler(function, takes, own, is_async, name, place)
+    return Handler(function, takes, own, is_async_within(function), name, place)
 
 
 def _handler_name(function: Callable[..., Any]) -> str:

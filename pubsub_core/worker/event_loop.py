@@ -2,14 +2,16 @@
 
 import asyncio
 import contextvars
+import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from typing import Any
 
 from pubsub_core.worker.threads import Died, library_thread, start_unless_ending
 
 _CLEANING_UP = 1.0  # seconds
+_UNSTARTED = inspect.CORO_CREATED
 
 
 class EventLoop:
@@ -45,16 +47,21 @@ class EventLoop:
         self.thread.start()
 
     def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a plain function that runs `function` on the loop, in the caller's context, and waits for it."""
+        """Return a plain function that calls `function`, runs what that returns, if it is awaitable, on the loop, in
+        the caller's context, and waits for it.
+        """
 
-        def call(*arguments: Any) -> None:
-            one = _Call(self._loop, lambda: function(*arguments))
+        def call(*arguments: Any) -> Any:
+            returned = function(*arguments)
+            if not inspect.isawaitable(returned):
+                return returned
+            one = _Call(self._loop, returned)
             thread = threading.get_ident()
             self._calls[thread] = one
             self._cancel_by(one.cancel)  # before it starts: an interruption of this thread itself would not stop it
             try:
                 one.loop.call_soon_threadsafe(one.start)
-                one.result.result()
+                return one.result.result()
             finally:
                 self._cancel_by(None)
                 del self._calls[thread]
@@ -108,10 +115,10 @@ def _call_soon(loop: asyncio.AbstractEventLoop, function: Callable[[], Any]) -> 
 class _Call:
     """One call of an async handler. `result` is done when it has ended in whatever way."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, function: Callable[[], Any]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, awaitable: Awaitable[Any]) -> None:
         self.loop = loop
-        self.result: Future[None] = Future()
-        self._function = function
+        self.result: Future[Any] = Future()
+        self._awaitable = awaitable
         self._context = contextvars.copy_context()
         self._task: asyncio.Task[None] | None = None
         self._is_cancelled = False
@@ -144,15 +151,17 @@ class _Call:
 
     async def _run(self) -> None:
         try:
-            await self._function()
+            returned = await self._awaitable
         except BaseException as error:  # carried over to the waiting thread, which decides
             if self.result.done():  # nobody waits since the loop has ended
                 raise
             self.result.set_exception(error)
         else:
-            self.result.set_result(None)
+            self.result.set_result(returned)
 
     def end(self) -> None:
         """See that nobody waits any more for what cannot say so itself: it never got to its first or its last step."""
         if not self.result.done():
             self.result.set_exception(asyncio.CancelledError())
+            if inspect.iscoroutine(self._awaitable) and inspect.getcoroutinestate(self._awaitable) == _UNSTARTED:
+                self._awaitable.close()  # or Python complains that it was never awaited

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic
-from typing import Any, assert_never
+from typing import Any, TypeVar, assert_never
 
 from pubsub_core.broker import Consumer
 from pubsub_core.context import AT_WORK, CORRELATION_ID, decoded
@@ -38,6 +38,10 @@ from pubsub_core.worker.settler import Settler
 from pubsub_core.worker.timeouts import Run, Timeouts, frame_of, timed_out
 
 log = logging.getLogger("pubsub")
+
+T = TypeVar("T")
+
+CheckReturned = Callable[[object], None]  # that of the `Handler`; who calls the function asks it about all but None
 
 _DETAIL_LENGTH = 1_000
 _TRACEBACK_LENGTH = 8_000
@@ -244,10 +248,11 @@ def _plan(subscription: Subscription, middleware: Sequence[HandleMiddleware], lo
     assert subscription.timeout is not None  # noqa: S101  # those of a worker are resolved
     takes, takes_batch = subscription.handler.takes, subscription.batch is not None
     function = _function_of(subscription, loop)
-    last = _caller(function, takes, takes_batch=takes_batch)
+    check = subscription.handler.check_returned
+    last = _caller(function, takes, check, takes_batch=takes_batch)
     call = _through(chain(middleware, _innermost(last))) if middleware else last
-    attempt = _attempt_by(subscription, _call_with_payload(call, function, takes, is_direct=not middleware))
-    give = function if takes_batch and not middleware and takes is Takes.PAYLOAD else None
+    attempt = _attempt_by(subscription, _call_with_payload(call, function, takes, check, is_direct=not middleware))
+    give = _checked(function, check) if takes_batch and not middleware and takes is Takes.PAYLOAD else None
     return _Plan(subscription, subscription.timeout, attempt, takes_batch, _reader(subscription), call, give)
 
 
@@ -288,6 +293,7 @@ def _call_with_payload(
     call: Callable[[Message[Any], Delivery[bytes]], None],
     function: Callable[..., Any],
     takes: Takes,
+    check: CheckReturned,
     *,
     is_direct: bool,
 ) -> Callable[[Delivery[bytes], Any], None]:
@@ -300,11 +306,13 @@ def _call_with_payload(
 
     def with_payload(delivery: Delivery[bytes], payload: Any) -> None:
         AT_WORK.set((delivery.message, payload))
-        function(payload)
+        if (returned := function(payload)) is not None:
+            check(returned)
 
     def with_nothing(delivery: Delivery[bytes], payload: Any) -> None:
         AT_WORK.set((delivery.message, payload))
-        function()
+        if (returned := function()) is not None:
+            check(returned)
 
     if takes is Takes.MESSAGE or not is_direct:
         return with_message
@@ -319,22 +327,36 @@ def _as_asked(request: Retry | Reject) -> Outcome:
     return Retried(request.delay) if isinstance(request, Retry) else DeadLettered(_reason("rejected", request))
 
 
+def _checked(function: Callable[[T], Any], check: CheckReturned) -> Callable[[T], None]:
+    """Return what calls a handler with one argument, and checks that it did its work."""
+
+    def call(argument: T) -> None:
+        if (returned := function(argument)) is not None:
+            check(returned)
+
+    return call
+
+
 def _caller(
-    function: Callable[..., Any], takes: Takes, *, takes_batch: bool
+    function: Callable[..., Any], takes: Takes, check: CheckReturned, *, takes_batch: bool
 ) -> Callable[[Message[Any], Delivery[bytes] | None], None]:
     """Return what calls the handler the way its signature wants it."""
 
     def with_payloads(message: Message[Any], _: object) -> None:
-        function([one.payload for one in message.payload])
+        if (returned := function([one.payload for one in message.payload])) is not None:
+            check(returned)
 
     def with_message(message: Message[Any], _: object) -> None:
-        function(message)
+        if (returned := function(message)) is not None:
+            check(returned)
 
     def with_payload(message: Message[Any], _: object) -> None:
-        function(message.payload)
+        if (returned := function(message.payload)) is not None:
+            check(returned)
 
     def with_nothing(_: object, __: object) -> None:
-        function()
+        if (returned := function()) is not None:
+            check(returned)
 
     if takes_batch:
         return with_payload if takes is Takes.MESSAGE else with_payloads  # its payload is the messages
