@@ -39,7 +39,7 @@ from pubsub_core.message import PLAIN_FIELDS, Message, SubscriptionKey, message_
 from pubsub_core.metrics import Metrics
 from pubsub_core.middleware import HandleMiddleware, PublishMiddleware, chain, refuse_async
 from pubsub_core.names import check_name, did_you_mean, is_name
-from pubsub_core.retry import ExponentialBackoff, RetryPolicy
+from pubsub_core.retry import RetryPolicy, policy_of
 from pubsub_core.runtime import Runtime
 from pubsub_core.schedule import Missed, Schedule, check_missed
 from pubsub_core.settings import Settings, keyword_layer, parse_durability
@@ -233,6 +233,7 @@ class PubSub:
         """
         declared = topic if isinstance(topic, Topic) else self.topic(topic)
         check_options(group, timeout, concurrency, start)
+        policy = policy_of(retry)
         is_size = isinstance(batch, int) and not isinstance(batch, bool) and 1 <= batch <= MOST_IN_BATCH
         if batch is not None and not is_size:
             raise SubscriptionError(f"batch={batch!r}: how many messages in a list at most, from 1 to {MOST_IN_BATCH}")
@@ -251,7 +252,7 @@ class PubSub:
                     declared.name,
                     group,
                     handler,
-                    retry or ExponentialBackoff(),
+                    policy,
                     timeout,
                     concurrency,
                     start,
@@ -325,6 +326,7 @@ class PubSub:
         concurrency: int | None,
     ) -> Callable[[F], F]:
         check_options(group, timeout, concurrency, "latest")
+        policy = policy_of(retry)
         check_missed(missed)
 
         def decorate(function: F) -> F:
@@ -336,7 +338,7 @@ class PubSub:
                     topic.name,
                     group,
                     handler,
-                    retry or ExponentialBackoff(),
+                    policy,
                     timeout,
                     concurrency,
                     "latest",

@@ -1,5 +1,6 @@
 """When a failed delivery is tried again: the protocol and three policies."""
 
+import inspect
 import math
 import random
 from collections.abc import Collection
@@ -7,8 +8,9 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Protocol
 
+from pubsub_core.callables import is_async
 from pubsub_core.clock import seconds_of
-from pubsub_core.errors import ConfigurationError
+from pubsub_core.errors import ConfigurationError, SubscriptionError
 
 ErrorTypes = Collection[type[Exception]] | type[Exception]
 
@@ -135,3 +137,31 @@ class NoRetry:
     def __str__(self) -> str:
         """Short, for the worker's start-up table."""
         return "none"
+
+
+def policy_of(retry: RetryPolicy | None) -> RetryPolicy:
+    """Return the policy that `retry=` says; of None, the usual one. Raises SubscriptionError for what is no policy."""
+    if retry is None:
+        return ExponentialBackoff()
+    if isinstance(retry, type):
+        arguments = "delay=60, max_retries=5" if retry is FixedDelay else ""
+        raise SubscriptionError(f"retry={retry.__name__}: that is a class, write {retry.__name__}({arguments})")
+    next_delay = getattr(retry, "next_delay", None)
+    if not callable(next_delay):
+        raise SubscriptionError(f"retry={retry!r}: it takes a retry policy, such as {_instead_of(retry)}")
+    if is_async(next_delay):
+        raise SubscriptionError(f"retry={retry!r}: its next_delay is an `async def`, make it a plain `def`")
+    try:
+        inspect.signature(next_delay).bind(1, Exception())
+    except TypeError as error:
+        raise SubscriptionError(
+            f"retry={retry!r}: its next_delay must take two arguments, the attempt and the error: {error}"
+        ) from None
+    return retry
+
+
+def _instead_of(retry: object) -> str:
+    """Return the policy that was probably meant."""
+    if isinstance(retry, int) and not isinstance(retry, bool) and retry > 0:
+        return f"ExponentialBackoff(max_retries={retry})"
+    return "ExponentialBackoff(max_retries=5)" if retry else "NoRetry()"

@@ -383,6 +383,40 @@ def test_retry_policy_that_cannot_be_is_refused(make: Callable[[], Any]) -> None
         make()
 
 
+class OfOldTimes:
+    def next_delay(self, attempt: int) -> float:
+        return 1.0
+
+    def __repr__(self) -> str:
+        return "OfOldTimes()"
+
+
+class Asynchronous:
+    async def next_delay(self, attempt: int, error: Exception) -> float:
+        return 1.0
+
+
+@pytest.mark.parametrize(
+    ("retry", "error"),
+    [
+        (5, r"retry=5: it takes a retry policy, such as ExponentialBackoff\(max_retries=5\)$"),
+        (1, r"retry=1: .*, such as ExponentialBackoff\(max_retries=1\)$"),
+        (True, r"retry=True: .*, such as ExponentialBackoff\(max_retries=5\)$"),
+        (0, r"retry=0: it takes a retry policy, such as NoRetry\(\)$"),
+        (False, r"retry=False: it takes a retry policy, such as NoRetry\(\)$"),
+        ("no", "retry='no': it takes a retry policy"),
+        (NoRetry, r"retry=NoRetry: that is a class, write NoRetry\(\)$"),
+        (FixedDelay, r"retry=FixedDelay: that is a class, write FixedDelay\(delay=60, max_retries=5\)$"),
+        (OfOldTimes(), r"retry=OfOldTimes\(\): its next_delay must take two arguments, the attempt and the error: too"),
+        (Asynchronous(), "its next_delay is an `async def`, make it a plain `def`"),
+    ],
+)
+def test_what_is_no_retry_policy_is_refused_when_it_is_declared(retry: Any, error: str, pubsub: PubSub) -> None:
+    for declare in (lambda: pubsub.subscribe("orders", retry=retry), lambda: pubsub.every(60, retry=retry)):
+        with pytest.raises(SubscriptionError, match=error):
+            declare()
+
+
 # Topics
 
 
