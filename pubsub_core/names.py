@@ -1,8 +1,10 @@
 """The names of topics and groups, and which of them are refused."""
 
 import difflib
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from pubsub_core.errors import ConfigurationError
 
@@ -26,6 +28,20 @@ def check_name(kind: str, name: object, hint: str = "") -> str:
 def is_name(text: str) -> bool:
     """Whether `text` is fit to be the name of a topic, group or schedule."""
     return _NAME.match(text) is not None
+
+
+def module_name(names: Mapping[str, Any]) -> str:
+    """Return the name that a module with these global names is imported by; also if it is run as a program."""
+    name = str(names.get("__name__") or "")
+    if name in _RUN_AS_PROGRAM:
+        if names.get("__spec__") is not None:  # by `python -m`
+            return str(names["__spec__"].name)
+        if names.get("__file__"):
+            return os.path.splitext(os.path.basename(str(names["__file__"])))[0]
+    return name
+
+
+_RUN_AS_PROGRAM = ("__main__", "__mp_main__")  # the second in a process that `multiprocessing` spawned
 
 
 def did_you_mean(wrong: str, known: Iterable[str]) -> str:

@@ -38,7 +38,7 @@ from pubsub_core.headers import MakeHeaders, inherited_headers, merged_headers
 from pubsub_core.message import PLAIN_FIELDS, Message, SubscriptionKey, message_of
 from pubsub_core.metrics import Metrics
 from pubsub_core.middleware import HandleMiddleware, PublishMiddleware, chain, refuse_async
-from pubsub_core.names import check_name, did_you_mean, is_name
+from pubsub_core.names import check_name, did_you_mean, is_name, module_name
 from pubsub_core.retry import RetryPolicy, policy_of
 from pubsub_core.runtime import Runtime
 from pubsub_core.schedule import Missed, Schedule, check_missed
@@ -81,7 +81,7 @@ class PubSub:
     ) -> None:
         self._keywords = keyword_layer({"url": url, "group": group, **settings})
         self._clock: Clock = clock or SystemClock()
-        self._default_group = _module_name(sys._getframe(1).f_globals)  # noqa: SLF001  # the public way is 100x slower
+        self._default_group = _group_of(sys._getframe(1).f_globals)  # noqa: SLF001  # the public way is 100x slower
         self._topics: dict[str, Topic[Any]] = {}
         self._topic_options: dict[str, TopicOptions] = {}
         self._subscriptions: dict[tuple[str, str | None], Subscription] = {}
@@ -821,9 +821,7 @@ def _is_local(function: Callable[..., Any]) -> bool:
     return "<locals>" in getattr(function, "__qualname__", "")
 
 
-def _module_name(module: Mapping[str, Any]) -> str:
-    """Return the import name of a module; for a script the name it would be imported by."""
-    name = str(module.get("__name__") or "default")
-    if name == "__main__":
-        name = os.path.splitext(os.path.basename(module.get("__file__") or "default"))[0]
-    return name if is_name(name) else "default"
+def _group_of(module: Mapping[str, Any]) -> str:
+    """Return the default group of a PubSub that a module makes."""
+    name = module_name(module)
+    return name if is_name(name) and name != "__main__" else "default"

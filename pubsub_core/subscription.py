@@ -14,7 +14,7 @@ from pubsub_core.broker import Membership, Start
 from pubsub_core.callables import is_async_within, is_generator, still_to_run
 from pubsub_core.errors import ConfigurationError, SubscriptionError
 from pubsub_core.message import Message, SubscriptionKey
-from pubsub_core.names import check_name
+from pubsub_core.names import check_name, module_name
 from pubsub_core.retry import RetryPolicy
 from pubsub_core.versions import Versions
 
@@ -164,6 +164,9 @@ def inspect_handler(
 def _handler_name(function: Callable[..., Any]) -> str:
     written = _written(function)
     module = getattr(written, "__module__", None) or type(function).__module__
+    names = getattr(written, "__globals__", {})
+    if names.get("__name__") == module:
+        module = module_name(names)
     return f"{module}.{getattr(written, '__qualname__', type(function).__qualname__)}".replace("<locals>.", "")
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import importlib
 import inspect
 import os
 import re
+import runpy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -198,6 +201,41 @@ def test_cron_handler_may_take_nothing_or_the_message(pubsub: PubSub) -> None:
         ("nightly", "0 3 * * *"),
     ]
     assert [one.handler.takes for one in pubsub.subscriptions()] == [Takes.NOTHING, Takes.MESSAGE]
+
+
+CLEANING = """
+from pubsub_core import PubSub
+
+pubsub = PubSub()
+
+class Cleaner:
+    def __call__(self): ...
+
+@pubsub.every(60)
+def cleanup(): ...
+
+pubsub.every(60)(Cleaner())
+"""
+
+
+def test_a_schedule_is_called_after_the_module_also_of_one_that_is_run_as_a_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    package = tmp_path / "cleaning_package"
+    package.mkdir()
+    for path in (tmp_path / "cleaning_a.py", package / "cleaning_b.py"):
+        path.write_text(CLEANING)
+    for run, name in [
+        (lambda: runpy.run_path(str(tmp_path / "cleaning_a.py"), run_name="__main__"), "cleaning_a"),
+        (lambda: runpy.run_path(str(tmp_path / "cleaning_a.py"), run_name="__mp_main__"), "cleaning_a"),
+        (lambda: vars(importlib.import_module("cleaning_a")), "cleaning_a"),
+        (lambda: runpy.run_module("cleaning_package.cleaning_b", run_name="__main__"), "cleaning_package.cleaning_b"),
+        (lambda: vars(importlib.import_module("cleaning_package.cleaning_b")), "cleaning_package.cleaning_b"),
+    ]:
+        made = run()["pubsub"]
+        assert [one.name for one in made.schedules] == [f"{name}.cleanup", f"{name}.Cleaner.__call__"]
+        assert made.settings.group == name
 
 
 def test_options_of_a_subscription_are_resolved_with_the_settings() -> None:
