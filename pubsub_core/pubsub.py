@@ -46,10 +46,12 @@ from pubsub_core.settings import Settings, keyword_layer, parse_durability
 from pubsub_core.subscription import (
     MOST_IN_BATCH,
     Expired,
+    Handler,
     Subscription,
     check_options,
     inspect_handler,
     second_handler,
+    second_schedule,
 )
 from pubsub_core.terms import Dedup, expiry_of, moment_of, terms_of
 from pubsub_core.topic import Topic, contradicts, options_shown, topic_options
@@ -332,7 +334,9 @@ class PubSub:
         def decorate(function: F) -> F:
             names = sys._getframe(1).f_locals  # noqa: SLF001  # annotations may name what is local there
             handler = inspect_handler(function, None, names, may_take_nothing=True)
-            topic = self.topic(name or handler.name)
+            called = name or handler.name
+            self._check_free(called, group, handler)
+            topic = self.topic(called)
             self._add(
                 Subscription(
                     topic.name,
@@ -378,6 +382,15 @@ class PubSub:
         except ValidationError as error:
             raise ValidationError(f"schedule {called!r} of topic {declared.name!r}: {error}", error.errors) from None
         self._schedules[called] = Schedule(called, declared.name, spec, missed, payload)
+
+    def _check_free(self, name: str, group: str | None, handler: Handler) -> None:
+        """Raise SubscriptionError if there is such a schedule, or its topic has a handler for the group."""
+        if name in self._schedules:
+            others = [one.handler for one in self._subscriptions.values() if one.topic == name]
+            raise second_schedule(name, handler, others)
+        other = self._subscriptions.get((name, group))
+        if other is not None:
+            raise second_handler(name, group, handler, other.handler, is_scheduled=True)
 
     def _add(self, new: Subscription) -> None:
         other = self._subscriptions.get((new.topic, new.group))
@@ -607,7 +620,8 @@ class PubSub:
             for key, one in [*self._subscriptions.items()]:
                 if key not in known and _is_local(one.handler.function):
                     del self._subscriptions[key]
-                    self._schedules.pop(one.topic, None)
+                    if one.topic not in known:
+                        self._schedules.pop(one.topic, None)
             for name, schedule in [*self._schedules.items()]:
                 if name not in known and schedule.payload is not None:
                     del self._schedules[name]

@@ -243,10 +243,39 @@ def check_options(group: str | None, timeout: float | None, concurrency: int | N
         raise SubscriptionError(f"start={start!r}: use 'earliest', 'latest' or an aware datetime")
 
 
-def second_handler(topic: str, group: str | None, new: Handler, other: Handler) -> SubscriptionError:
-    """Return the error for a second handler of a topic and group."""
+def second_handler(
+    topic: str, group: str | None, new: Handler, other: Handler, *, is_scheduled: bool = False
+) -> SubscriptionError:
+    """Return the error for a second handler of a topic and group. A schedule has a topic of its own, and may rename."""
     called = "the default group" if group is None else f"group {group!r}"
+    fix = (
+        f"To have {new.name} ({new.where}) see every message as well, give it a group of its own: "
+        "subscribe(..., group='another')"
+    )
     return SubscriptionError(
-        f"topic {topic!r} has a handler for {called} already: {other.name} ({other.where}). To have {new.name} "
-        f"({new.where}) see every message as well, give it a group of its own: subscribe(..., group='another')"
+        f"topic {topic!r} has a handler for {called} already: {other.name} ({other.where}). "
+        + (_fix_for_second(new, other) or (_renaming(new) if is_scheduled else fix))
+    )
+
+
+def second_schedule(name: str, new: Handler, others: Sequence[Handler]) -> SubscriptionError:
+    """Return the error for a second schedule of a name; the others are the handlers of its topic."""
+    taken = f"there is a schedule {name!r} already"
+    if not others:
+        return SubscriptionError(f"{taken}. {_renaming(new)}")
+    same = next(filter(None, (_fix_for_second(new, one) for one in others)), None)
+    return SubscriptionError(f"{taken}: {others[0].name} ({others[0].where}). {same or _renaming(new)}")
+
+
+def _renaming(new: Handler) -> str:
+    return f"Give {new.name} ({new.where}) another name="
+
+
+def _fix_for_second(new: Handler, other: Handler) -> str | None:
+    """Return the fix for a handler that is there because the function around it was called again."""
+    if (new.name, new.where) != (other.name, other.where) or new.function is other.function:
+        return None
+    return (
+        "That is the same one, declared again, as by a create_app() that is called twice: declare it at module level, "
+        "or make the PubSub in that function too"
     )

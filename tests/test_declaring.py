@@ -340,6 +340,53 @@ def test_second_handler_on_the_same_topic_and_group_is_refused(pubsub: PubSub) -
         pubsub.subscribe("orders")(second)
 
 
+def test_second_schedule_of_a_name_is_refused_and_the_first_stays(pubsub: PubSub) -> None:
+    def full() -> None: ...
+    def half() -> None: ...
+
+    pubsub.cron("0 * * * *", name="report", group="full")(full)
+    pubsub.topic("payloads").schedule("0 * * * *", 1)
+    for name, group in [("report", "half"), ("report", "full"), ("payloads", None)]:
+        with pytest.raises(SubscriptionError) as caught:
+            pubsub.cron("30 * * * *", name=name, group=group)(half)
+        place = f": {__name__}.{full.__qualname__.replace('<locals>.', '')} ({line_of(full)})" if group else ""
+        assert str(caught.value).startswith(f"there is a schedule {name!r} already{place}. Give ")
+        assert f"half ({line_of(half)}) another name=" in str(caught.value)
+    assert [(one.topic, one.handler.function) for one in pubsub.subscriptions()] == [("report", full)]
+    assert [one.spec.expression for one in pubsub.schedules] == ["0 * * * *", "0 * * * *"]
+
+
+def test_schedule_whose_topic_has_a_handler_for_the_group_is_refused(pubsub: PubSub) -> None:
+    pubsub.subscribe("report")(lambda message: None)
+    with pytest.raises(SubscriptionError, match=r"topic 'report' has a handler for the default group .*another name=$"):
+        pubsub.every(60, name="report")(lambda: None)
+    assert pubsub.schedules == ()
+
+
+@pytest.mark.parametrize(
+    "declare",
+    [
+        lambda pubsub, handler: pubsub.subscribe("mail")(handler),
+        lambda pubsub, handler: pubsub.every(60)(handler),
+        lambda pubsub, handler: pubsub.every(60, name="mail")(handler),
+    ],
+)
+def test_handler_that_a_factory_declares_again_is_refused_saying_so(declare: Any, pubsub: PubSub) -> None:
+    def create_app() -> None:
+        def send(message: Any) -> None: ...
+
+        declare(pubsub, send)
+
+    create_app()
+    with pytest.raises(SubscriptionError) as caught:
+        create_app()
+    assert "create_app.send (" in str(caught.value)
+    assert str(caught.value).endswith(
+        "That is the same one, declared again, as by a create_app() that is called twice: declare it at module level, "
+        "or make the PubSub in that function too"
+    )
+
+
 def test_default_group_that_is_another_handlers_group_is_refused_once_it_is_known(pubsub: PubSub) -> None:
     pubsub.subscribe("orders", group="default")(lambda message: None)
     pubsub.subscribe("orders")(lambda message: None)

@@ -703,6 +703,14 @@ def test_declarations_of_a_test_end_with_it_and_those_of_a_module_stay():
 def _of_the_module(_: Message) -> None: ...
 
 
+def test_a_schedule_of_a_module_stays_though_a_test_subscribes_to_its_topic():
+    pubsub = pubsub_core.PubSub("memory://")
+    pubsub.every(60, name="tick")(_of_the_module)
+    with Kit(pubsub):
+        pubsub.subscribe("tick", group="test")(lambda message: None)
+    assert [one.name for one in pubsub.schedules] == ["tick"]
+
+
 def test_the_clock_is_a_manual_one(pubsub, pubsub_clock):
     assert isinstance(pubsub_clock, ManualClock)
     assert pubsub_clock.now() == BEGIN
