@@ -173,18 +173,35 @@ def _handler_name(function: Callable[..., Any]) -> str:
 def _only_parameter(
     function: Callable[..., Any], name: str, place: str, *, may_take_nothing: bool
 ) -> inspect.Parameter | None:
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(function).parameters.values()
-    taken = [one for one in parameters if one.kind in positional]
-    needed = [one for one in parameters if one.default is one.empty and one.kind is not one.VAR_POSITIONAL]
-    needed = [one for one in needed if one.kind is not one.VAR_KEYWORD]
-    if may_take_nothing and not needed and not taken:
-        return None
-    if len(taken) >= 1 and all(one is taken[0] for one in needed):
-        return taken[0]
+    """Return the parameter that a handler is called with.
+
+    How it can be called is for its decorators to say, which may give the function more than they take; what is wanted,
+    for the function, whose parameter it is: the one of the same name, or the first.
+    """
+    try:
+        own = [*inspect.signature(function, follow_wrapped=False).parameters.values()]
+        written = [*inspect.signature(function).parameters.values()]
+    except ValueError:
+        raise SubscriptionError(
+            f"handler {name} ({place}) has no signature that could be read: call it in a function of your own"
+        ) from None
+    needed = [one for one in own if one.default is one.empty and one.kind not in _VARIADIC]
+    taken = [one for one in own if one.kind in _POSITIONAL]
+    wanted = [one for one in written if one.kind in _POSITIONAL]
+    if taken and all(one is taken[0] for one in needed):
+        return next((one for one in wanted if one.name == taken[0].name), (wanted or taken)[0])
+    if not taken and not needed:
+        if wanted and any(one.kind is one.VAR_POSITIONAL for one in own):
+            return wanted[0]
+        if may_take_nothing:
+            return None
     what = "one parameter (the payload or the Message)" + (", or none" if may_take_nothing else "")
-    signature = ", ".join(str(one) for one in parameters)
+    signature = ", ".join(str(one) for one in (own if taken or needed else written))
     raise SubscriptionError(f"handler {name} ({place}) takes ({signature}): a handler takes {what}")
+
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def _wanted(

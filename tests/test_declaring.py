@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import pytest
 from pydantic import BaseModel
@@ -187,6 +188,78 @@ def test_methods_objects_partials_and_wrapped_functions_are_handlers(pubsub: Pub
     names = {one.group: one.handler.name for one in pubsub.subscriptions()}
     assert names["partial"] == f"{__name__}.note"
     assert names["object"] == f"{__name__}.CallableObject.__call__"
+
+
+def test_decorator_may_give_a_handler_more_than_it_takes(pubsub: PubSub) -> None:
+    seen: list[Any] = []
+
+    def with_session(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def wrapper(order: Any) -> None:
+            function(order, "session")
+
+        return wrapper
+
+    def with_session_first(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def wrapper(order: Any) -> None:
+            function("session", order)
+
+        return wrapper
+
+    def with_keyword(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def wrapper(*arguments: Any, **keywords: Any) -> None:
+            function(*arguments, session="session", **keywords)
+
+        return wrapper
+
+    @pubsub.subscribe("orders", group="second")
+    @with_session
+    def second(order: Order, session: str) -> None:
+        seen.append((order, session))
+
+    @pubsub.subscribe("orders", group="renamed")
+    @with_session
+    def renamed(placed: Order, session: str) -> None:
+        seen.append((placed, session))
+
+    @pubsub.subscribe("orders", group="first")
+    @with_session_first
+    def first(session: str, order: Order) -> None:
+        seen.append((order, session))
+
+    @pubsub.subscribe("orders", group="keyword")
+    @with_keyword
+    def keyword(order: Order, *, session: str) -> None:
+        seen.append((order, session))
+
+    @pubsub.subscribe("orders", group="patched")
+    @mock.patch("os.getcwd", return_value="session")
+    def patched(order: Order, getcwd: Any) -> None:
+        seen.append((order, getcwd()))
+
+    @pubsub.cron("* * * * *", name="nightly")
+    @functools.wraps(second)
+    def tick() -> None: ...
+
+    pubsub.publish("orders", {"order_id": 1})
+    handle_all(pubsub)
+    assert seen == [(Order(order_id=1), "session")] * 5
+    assert pubsub.subscriptions()[-1].handler.takes is Takes.NOTHING
+
+
+def test_decorator_that_cannot_be_called_with_one_argument_is_refused(pubsub: PubSub) -> None:
+    @functools.wraps(note)
+    def wrapper(first: Any, second: Any) -> None: ...
+
+    with pytest.raises(SubscriptionError, match=r"takes \(first.*, second.*\): a handler takes one parameter"):
+        pubsub.subscribe("orders")(wrapper)
+
+
+def test_what_has_no_signature_is_refused(pubsub: PubSub) -> None:
+    with pytest.raises(SubscriptionError, match="has no signature that could be read: call it in a function of your"):
+        pubsub.subscribe("orders")(int)
 
 
 def test_cron_handler_may_take_nothing_or_the_message(pubsub: PubSub) -> None:
