@@ -239,10 +239,23 @@ def _wanted(
             return Takes.PAYLOAD, schema
     if isinstance(annotation, type) and issubclass(annotation, Message):
         return Takes.MESSAGE, schema
+    takes, wanted = Takes.PAYLOAD, annotation
     if get_origin(annotation) is Message:
-        (inner,) = get_args(annotation)
-        return Takes.MESSAGE, schema if inner is Any else inner
-    return Takes.PAYLOAD, annotation
+        takes, (wanted,) = Takes.MESSAGE, get_args(annotation)
+    if _has_message(wanted):
+        raise SubscriptionError(
+            f"handler {_handler_name(function)} ({place}) takes {parameter.annotation!r}, and no payload holds a "
+            "Message. Annotate it Message[A], Message[A | B] or Message[A | None], as its payload is; to be given a "
+            f"list of messages, {'annotate it list[Message[A]]' if takes_batch else 'give batch='}"
+        )
+    return takes, schema if takes is Takes.MESSAGE and wanted is Any else wanted
+
+
+def _has_message(annotation: Any) -> bool:
+    """Whether a `Message` stands anywhere in a type."""
+    if isinstance(annotation, type) and not get_args(annotation):
+        return issubclass(annotation, Message)
+    return get_origin(annotation) is Message or any(_has_message(one) for one in get_args(annotation))
 
 
 def check_options(group: str | None, timeout: float | None, concurrency: int | None, start: Start) -> None:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from unittest import mock
 
 import pytest
@@ -393,6 +393,44 @@ def test_annotation_that_is_no_type_of_a_payload_is_refused(pubsub: PubSub) -> N
     error = rf"handler .*\({re.escape(line_of(handler))}\): Opaque cannot be the type of a payload"
     with pytest.raises(SubscriptionError, match=error):
         pubsub.subscribe("orders")(handler)
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [
+        list[Message[int]],
+        list[Message],  # type: ignore[type-arg]  # as users write it
+        Message[int] | Message[str],
+        Message[Order] | None,
+        Annotated[Message[Order], "of somebody"],
+        dict[str, list[Message[Order]]],
+        Message[Message[int]],
+    ],
+)
+def test_annotation_with_a_message_inside_is_refused(annotation: Any, pubsub: PubSub) -> None:
+    def handler(order: Any) -> None: ...
+
+    handler.__annotations__["order"] = annotation
+    where = rf"handler .*\({re.escape(line_of(handler))}\)"
+    fix = r"Annotate it Message\[A\], Message\[A \| B\] or Message\[A \| None\], as its payload is; .*, give batch=$"
+    with pytest.raises(SubscriptionError, match=f"{where} takes .*, and no payload holds a Message. {fix}"):
+        pubsub.subscribe("orders")(handler)
+    handler.__annotations__["order"] = list[annotation]
+    with pytest.raises(SubscriptionError, match=r"annotate it list\[Message\[A\]\]$"):
+        pubsub.subscribe("orders", batch=10)(handler)
+
+
+def test_message_of_several_types_is_fine(pubsub: PubSub) -> None:
+    seen = []
+
+    @pubsub.subscribe("orders")
+    def handler(message: Message[int | Order | None]) -> None:
+        seen.append(message.payload)
+
+    for payload in (1, {"order_id": 2}, None):
+        pubsub.publish("orders", payload)
+    handle_all(pubsub)
+    assert seen == [1, Order(order_id=2), None]
 
 
 def test_second_handler_on_the_same_topic_and_group_is_refused(pubsub: PubSub) -> None:
