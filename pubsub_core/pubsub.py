@@ -233,7 +233,7 @@ class PubSub:
         about calls then.
         Raises SubscriptionError for a signature that cannot work, or a second handler on the same topic and group.
         """
-        declared = topic if isinstance(topic, Topic) else self.topic(topic)
+        declared = self._own(topic, "subscribe to it")
         check_options(group, timeout, concurrency, start)
         policy = policy_of(retry)
         is_size = isinstance(batch, int) and not isinstance(batch, bool) and 1 <= batch <= MOST_IN_BATCH
@@ -371,7 +371,7 @@ class PubSub:
         """
         from pubsub_core.cron import CronSpec, EverySpec
 
-        declared = topic if isinstance(topic, Topic) else self.topic(topic)
+        declared = self._own(topic, "schedule it")
         spec = CronSpec(when, tz) if isinstance(when, str) else EverySpec(seconds_of(when))
         check_missed(missed)
         called = check_name("schedule", name or declared.name)
@@ -382,6 +382,13 @@ class PubSub:
         except ValidationError as error:
             raise ValidationError(f"schedule {called!r} of topic {declared.name!r}: {error}", error.errors) from None
         self._schedules[called] = Schedule(called, declared.name, spec, missed, payload)
+
+    def _own(self, topic: str | Topic[Any], action: str) -> Topic[Any]:
+        """Return the topic; raise ConfigurationError for one of another PubSub, which may have another key here."""
+        declared = topic if isinstance(topic, Topic) else self.topic(topic)
+        if self._topics.get(declared.name) is not declared:
+            raise _foreign(declared, action)
+        return declared
 
     def _check_free(self, name: str, group: str | None, handler: Handler) -> None:
         """Raise SubscriptionError if there is such a schedule, or its topic has a handler for the group."""
@@ -507,9 +514,7 @@ class PubSub:
         declared = topic if isinstance(topic, Topic) else self._topics.get(topic) or self.topic(topic)
         name = declared.name
         if self._topics.get(name) is not declared:
-            raise ConfigurationError(
-                f"{topic!r} was declared on another PubSub: publish it there, or declare it here too"
-            )
+            raise _foreign(declared, "publish it")
         fields = PLAIN_FIELDS.copy()
         fields["topic"] = name
         fields["payload"] = payload
@@ -833,6 +838,10 @@ def _forget_local(functions: list[F], known: int) -> None:
 
 def _is_local(function: Callable[..., Any]) -> bool:
     return "<locals>" in getattr(function, "__qualname__", "")
+
+
+def _foreign(topic: Topic[Any], action: str) -> ConfigurationError:
+    return ConfigurationError(f"{topic!r} was declared on another PubSub: {action} there, or declare it here too")
 
 
 def _group_of(module: Mapping[str, Any]) -> str:

@@ -623,6 +623,25 @@ def test_naming_a_topic_again_is_the_same_topic(pubsub: PubSub) -> None:
     assert repr(orders) == "Topic('orders', Order)"
 
 
+@pytest.mark.parametrize(
+    ("use", "action"),
+    [
+        (lambda pubsub, topic: pubsub.publish(topic, 1), "publish it"),
+        (lambda pubsub, topic: pubsub.subscribe(topic), "subscribe to it"),
+        (lambda pubsub, topic: pubsub.schedule(topic, 60, 1), "schedule it"),
+    ],
+)
+@pytest.mark.parametrize("is_known", [False, True])
+def test_topic_of_another_pubsub_is_refused(use: Any, action: str, is_known: bool, pubsub: PubSub) -> None:
+    foreign = PubSub().topic("orders", stream="legacy:orders")
+    if is_known:
+        pubsub.topic("orders")
+    error = rf"Topic\('orders'.*\) was declared on another PubSub: {action} there, or declare it here too$"
+    with pytest.raises(ConfigurationError, match=error):
+        use(pubsub, foreign)
+    assert pubsub.subscriptions() == pubsub.schedules == ()
+
+
 def test_handlers_of_the_topics_type_share_its_adapter() -> None:
     pubsub = PubSub()
     orders = pubsub.topic("orders", list[Order])
