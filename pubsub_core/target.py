@@ -73,8 +73,10 @@ def pubsub_of(found: Any, called: str) -> PubSub:
 
 def _extensions(found: Any) -> Mapping[str, Any] | None:
     """Return the extensions of a Flask app, None of anything else. The core does not import Flask."""
+    if not hasattr(found.__class__, "app_context"):  # not of itself: `current_app` raises without a context
+        return None
     extensions = getattr(found, "extensions", None)
-    return extensions if isinstance(extensions, Mapping) and hasattr(found, "app_context") else None
+    return extensions if isinstance(extensions, Mapping) else None
 
 
 def _split(target: str) -> tuple[str, str | None]:

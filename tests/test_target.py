@@ -112,6 +112,13 @@ def test_default_target_is_of_the_environment(monkeypatch: pytest.MonkeyPatch) -
     [
         (ONE, "tall:mine", r"cannot load 'tall:mine': there is no module 'tall' in .*Did you mean 'till'\?"),
         (ONE, "till.web:mine", r"there is no module 'till.web'"),
+        (
+            "from flask import current_app, g, request\n" + FACTORY,
+            "till:create_ap()",
+            r"'till' has no attribute 'create_ap'\. Did you mean 'create_app'\? It has: create_app\(\)\.$",
+        ),
+        ("from flask import current_app\n", "till", "the module has no PubSub, nor a Flask app"),
+        ("from flask import current_app\n", "till:current_app", "is a LocalProxy: it must be a PubSub, or a Flask app"),
         (ONE, "till:mime", r"'till' has no attribute 'mime'\. Did you mean 'mine'\? It has: mine"),
         (ONE, "till:mine()", r"cannot load 'till:mine\(\)': 'mine' is a PubSub, not a function"),
         (ONE, "till:mine(1)", r"'mine\(1\)' is not the name of an attribute, nor of a function with"),
