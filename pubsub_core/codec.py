@@ -35,6 +35,11 @@ _BYTES_AS_BASE64 = (
 )
 
 
+# What pydantic raises for a type that it cannot read, or not yet.
+Unusable = pydantic.PydanticUserError | pydantic.PydanticUndefinedAnnotation
+_UNUSABLE = get_args(Unusable)
+
+
 class Codec(Protocol[T]):
     """Turns the payloads of one topic, or of one handler, into bytes and back. Thread-safe."""
 
@@ -110,17 +115,24 @@ class TypedJson(Generic[T]):
             self.adapter.validate_json(b"")
         except pydantic.ValidationError:
             return  # nothing is no JSON for any type; that it could be said is what counts
-        except (pydantic.PydanticUserError, pydantic.PydanticUndefinedAnnotation) as error:
-            is_undefined = error.code in ("class-not-fully-defined", "undefined-annotation")
-            if not (may_come_later and is_undefined):
-                raise ConfigurationError(
-                    f"{type_name(self.schema)} cannot be the type of a payload: {error.message.splitlines()[0]}"
-                ) from None
+        except _UNUSABLE as error:
+            if not (may_come_later and _is_undefined(error)):
+                raise self._unusable(error) from None
+
+    def _unusable(self, error: Unusable) -> ConfigurationError:
+        called = self.schema if get_args(self.schema) else type_name(self.schema)
+        why = (
+            "a name in it is not defined. Define or import that where the type is written; a model that was written "
+            "before it needs model_rebuild()"
+            if _is_undefined(error)
+            else error.message.splitlines()[0]
+        )
+        return ConfigurationError(f"{called} cannot be the type of a payload: {why}")
 
     def encode(self, payload: T) -> bytes:
-        """Return compact JSON of a payload that fits the type."""
-        adapter = self.adapter
+        """Return compact JSON of a payload that fits the type. Raises ConfigurationError if that is not defined yet."""
         try:
+            adapter = self.adapter
             if not (self._is_model and type(payload) is self.schema):
                 payload = self._validated(adapter, payload)
             encoded: bytes = adapter.serializer.to_json(payload, warnings="error", by_alias=True)  # as `dump_json` does
@@ -129,6 +141,8 @@ class TypedJson(Generic[T]):
             raise ValidationError(
                 f"the payload does not fit {type_name(self.schema)}: {_in_words(problems)}", problems
             ) from None
+        except _UNUSABLE as error:
+            raise self._unusable(error) from None
         except pydantic_core.PydanticSerializationError as error:
             known = _known_reason(error)
             if known is not None:
@@ -177,9 +191,15 @@ def codec_for(schema: Any) -> UntypedJson | TypedJson[Any]:
     """Return the codec for a type; None and Any stand for any JSON value. Raises ConfigurationError as `check` does."""
     if schema is None or schema is Any:
         return UntypedJson()
+    if isinstance(schema, str):
+        raise ConfigurationError(f"{schema!r} cannot be the type of a payload: it is a text. Give the type itself")
     codec = TypedJson[Any](schema)
     codec.check(may_come_later=True)
     return codec
+
+
+def _is_undefined(error: Unusable) -> bool:
+    return error.code in ("class-not-fully-defined", "undefined-annotation")
 
 
 def type_name(schema: Any) -> str:

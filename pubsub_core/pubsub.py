@@ -334,7 +334,8 @@ class PubSub:
         def decorate(function: F) -> F:
             names = sys._getframe(1).f_locals  # noqa: SLF001  # annotations may name what is local there
             handler = inspect_handler(function, None, names, may_take_nothing=True)
-            called = name or handler.name
+            hint = "" if name else f"That is the name of the function ({handler.where}): give it one with name="
+            called = check_name("schedule", name or handler.name, hint)
             self._check_free(called, group, handler)
             topic = self.topic(called)
             self._add(

@@ -530,6 +530,11 @@ def test_bad_group_name_is_refused(name: Any, pubsub: PubSub) -> None:
         ({"timeout": -1}, "timeout=-1"),
         ({"timeout": float("nan")}, "timeout=nan"),
         ({"timeout": float("inf")}, "timeout=inf"),
+        ({"timeout": "5"}, "timeout='5': the timeout is a number of seconds"),
+        ({"timeout": timedelta(seconds=5)}, r"timeout=datetime.timedelta\(seconds=5\): the timeout is a number of sec"),
+        ({"timeout": True}, "timeout=True: the timeout is a number of seconds"),
+        ({"concurrency": True}, "concurrency=True: how many"),
+        ({"concurrency": "2"}, "concurrency='2': how many"),
         ({"concurrency": 0}, "concurrency=0: how many may run at once, 1 or more"),
         ({"concurrency": 1.5}, "concurrency=1.5"),
         ({"start": "newest"}, "start='newest': use 'earliest', 'latest' or an aware datetime"),
@@ -540,6 +545,43 @@ def test_bad_group_name_is_refused(name: Any, pubsub: PubSub) -> None:
 def test_option_that_cannot_be_is_refused(options: dict[str, Any], error: str, pubsub: PubSub) -> None:
     with pytest.raises(SubscriptionError, match=error):
         pubsub.subscribe("orders", **options)
+
+
+def test_schedule_whose_function_has_no_usable_name_is_told_to_have_one(pubsub: PubSub) -> None:
+    def grüßen() -> None: ...  # noqa: PLC2401  # which is the point
+
+    for function in (lambda: None, grüßen):
+        where = re.escape(line_of(function))
+        with pytest.raises(
+            ConfigurationError,
+            match=rf"is not a schedule name: .* the name of the function \({where}\): give it one with name=$",
+        ):
+            pubsub.every(60)(function)
+    with pytest.raises(ConfigurationError, match=r"^'nightly report' is not a schedule name: .* digit or '_'$"):
+        pubsub.every(60, name="nightly report")(grüßen)
+    pubsub.every(60, name="nightly")(lambda: None)
+    assert [one.name for one in pubsub.schedules] == ["nightly"]
+
+
+def test_schema_that_is_a_text_is_refused(pubsub: PubSub) -> None:
+    with pytest.raises(ConfigurationError, match=r"'Order' cannot be the type of a payload: it is a text. Give the"):
+        pubsub.topic("orders", "Order")
+    assert pubsub.topic("orders", Order).schema is Order
+
+
+def test_schema_that_is_never_defined_is_an_error_of_the_publish(pubsub: PubSub) -> None:
+    class Unfinished(BaseModel):
+        part: Missing  # type: ignore[name-defined]  # noqa: F821  # which is the point
+
+    for name, schema, payload in [("model", Unfinished, {"part": 1}), ("list", list["Missing"], [1])]:  # type: ignore[name-defined]  # noqa: F821
+        topic = pubsub.topic(name, schema)
+        with pytest.raises(
+            ConfigurationError,
+            match=r"^(Unfinished|list\['Missing'\]) cannot be the type of a payload: a name in it is not defined",
+        ):
+            topic.publish(payload)
+        with pytest.raises(ConfigurationError, match="cannot be the type of a payload"):
+            topic.schedule(60, payload)
 
 
 def test_aware_start_is_fine(pubsub: PubSub) -> None:
