@@ -45,6 +45,10 @@ class Message(Generic[T_co]):
             f"source={self.source!r}, position={self.position!r})"
         )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Cross processes, and be copied, whole: what makes the headers immutable does neither."""
+        return _restored, (type(self), {**vars(self), "headers": dict(self.headers)})
+
 
 class SubscriptionKey(NamedTuple):
     """What a broker knows a subscription by."""
@@ -80,6 +84,12 @@ def message_of(fields: dict[str, Any]) -> Message[Any]:
     """Return the message that has these fields: all that a `Message` has, by name. For code on the path of each one."""
     message: Message[Any] = _new(Message)
     _set_message_fields(message, fields)
+    return message
+
+
+def _restored(kind: type[Message[Any]], fields: dict[str, Any]) -> Message[Any]:
+    message = _new(kind)
+    _set_message_fields(message, {**fields, "headers": MappingProxyType(fields["headers"])})
     return message
 
 

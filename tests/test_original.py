@@ -2,6 +2,7 @@
 
 import logging
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -55,6 +56,8 @@ def test_producer_publishes_to_the_consumer_of_its_app() -> None:
     assert repr(msg) == (
         f"Msg(id={message_id!r}, stream_name='hello_word', group_name='shop', retry_count=0, source='publish')"
     )
+    assert pickle.loads(pickle.dumps(msg)) == msg
+    assert type(pickle.loads(pickle.dumps(msg))) is Msg
     with pytest.raises(FrozenInstanceError):
         msg.topic = "other"  # type: ignore[misc]
 

@@ -1,13 +1,15 @@
 """The worker within one process, with its real threads, on the memory broker."""
 
 import asyncio
+import copy
 import gc
 import logging
 import math
+import pickle
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -596,6 +598,23 @@ def test_there_is_no_current_message_outside_of_a_handler(shop):
     shop.worker(threads=1)
     assert shop.seen.wait_until(3) == [True] * 3
     shop.wait_settled(3)
+
+
+@pytest.mark.parametrize("copied", [lambda one: pickle.loads(pickle.dumps(one)), copy.copy, copy.deepcopy])
+def test_a_message_crosses_processes_and_is_copied(shop, copied):
+    @shop.pubsub.subscribe("orders")
+    def charge(message):
+        shop.seen.add(message)
+
+    shop.pubsub.publish("orders", {"order_id": 1}, key="k", headers={"tenant": "acme"})
+    shop.worker()
+    (message,) = shop.seen.wait_until(1)
+    other = copied(message)
+    assert other == message
+    assert type(other.headers) is type(message.headers)
+    assert vars(other).keys() == vars(message).keys()
+    with pytest.raises(FrozenInstanceError):
+        other.key = "other"
 
 
 def test_what_a_handler_publishes_inherits_the_correlation_id(shop):
