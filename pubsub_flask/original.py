@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, TypeVar, cast
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, finalize
 
 from flask import Flask, current_app, has_app_context
 
@@ -24,6 +24,7 @@ from pubsub_core.target import load_object
 from pubsub_core.worker.options import WorkerOptions
 from pubsub_flask.config import ORIGINAL_PREFIX, RedisOption, settings_for
 from pubsub_flask.extension import KEY, PubSub, State, chosen_app
+from pubsub_flask.session import discard
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -89,10 +90,18 @@ class Producer:
 
     @property
     def session(self) -> "ProducerSession":
-        """Messages to be sent together: those of `PubSub.session`; outside of an app context a new one at each use."""
+        """Messages to be sent together: those of `PubSub.session`; outside of an app context a new one at each use.
+
+        What was added to that one and not committed when it is forgotten is discarded, with a warning.
+        """
         app, pubsub = self._app(), self._pubsub()
         is_current = has_app_context() and current_app._get_current_object() is app  # type: ignore[attr-defined]  # noqa: SLF001
-        return ProducerSession(pubsub.session if is_current else pubsub.batch())
+        if is_current:
+            return ProducerSession(pubsub.session)
+        batch = pubsub.batch()
+        session = ProducerSession(batch)
+        finalize(session, discard, batch, hint=_KEEP_IT)
+        return session
 
     def _app(self) -> Flask:
         return chosen_app(list(self._keys), "Producer")
@@ -100,6 +109,11 @@ class Producer:
     def _pubsub(self) -> PubSub:
         app = self._app()
         return cast(State, app.extensions[self._keys[app]]).pubsub.bound_to(app)
+
+
+_KEEP_IT = (
+    ". Outside of an app context `producer.session` is a new one at each use: keep it, as in session = producer.session"
+)
 
 
 class ProducerSession:

@@ -38,23 +38,25 @@ def _discard_of_request(_: Flask, exc: BaseException | None = None, **__: Any) -
     scope = _request()
     sessions: dict[tuple[str, Any], Batch] = g.get(_ATTRIBUTE, {})
     for key in [key for key in sessions if key[1] is scope]:
-        _discard(sessions.pop(key), exc)
+        discard(sessions.pop(key), exc)
 
 
 def _discard_all(_: Flask, exc: BaseException | None = None, **__: Any) -> None:
     sessions: dict[tuple[str, Any], Batch] = g.pop(_ATTRIBUTE, {})
     for session in sessions.values():
-        _discard(session, exc)
+        discard(session, exc)
 
 
-def _discard(session: Batch, error: BaseException | None) -> None:
+def discard(session: Batch, error: BaseException | None = None, hint: str = "") -> None:
+    """Forget what was not committed, and tell of it."""
     counts = Counter(session.discard())
     if not counts:
         return
     log.warning(
-        "%d messages of a session were not committed%s, and are discarded: %s",
+        "%d messages of a session were not committed%s, and are discarded: %s%s",
         counts.total(),
         f" before {type(error).__name__}" if error is not None else "",
         ", ".join(f"{count} of {topic!r}" for topic, count in counts.items()),
+        hint,
         extra={"discarded": counts.total(), "topics": list(counts)},
     )

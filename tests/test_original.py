@@ -1,5 +1,6 @@
 """The two-object style of the original package."""
 
+import gc
 import logging
 import os
 import pickle
@@ -105,6 +106,26 @@ def test_session_of_an_app_context_is_one_and_the_same() -> None:
     with app.app_context():
         assert producer.session.commit() == []
     assert producer.session is not producer.session
+
+
+def test_session_that_is_not_kept_outside_of_contexts_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    app = make_app()
+    producer = Producer()
+    producer.init_app(app)
+    with caplog.at_level(logging.WARNING, "pubsub"):
+        producer.session.add("hello_word", {"name": "cat1"})
+        gc.collect()
+        assert producer.session.commit() == []
+        session = producer.session
+        session.add("hello_word", {"name": "cat2"})
+        assert len(session.commit()) == 1
+        del session
+        gc.collect()
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "1 messages of a session were not committed, and are discarded: 1 of 'hello_word'. Outside of an app context "
+        "`producer.session` is a new one at each use: keep it, as in session = producer.session"
+    )
 
 
 def test_bad_payload_is_refused_at_add() -> None:
