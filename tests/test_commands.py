@@ -144,6 +144,17 @@ def test_every_command_has_json(group: click.Group):
             assert "--json" in [word for one in command.params for word in one.opts], name
 
 
+def test_the_application_is_named_by_an_option_but_where_the_guide_says_otherwise():
+    guide = (Path(__file__).parent.parent / "docs/guides/operating.md").read_text()
+    without = next(line for line in guide.replace("\n", " ").split(". ") if "without `--app`:" in line)
+    with click.Context(pubsub_command) as context:
+        for name, command in every_command(pubsub_command, context):
+            if not isinstance(command, click.Group):
+                has_option = any("--app" in one.opts for one in command.params)
+                assert has_option is (f"`{name.split()[0]}`" not in without), name
+                assert has_option is not any(one.name == "target" for one in command.params), name
+
+
 def test_every_answer_in_json_is_json(shop: Shop, tmp_path: Path):
     """One document, or one a line of what goes on."""
     died, other, _third = shop.kill_letters(1, 3, 5)
