@@ -54,7 +54,10 @@ class ConfigurationError(PubSubError, ValueError):
 
 
 class SubscriptionError(ConfigurationError):
-    """A handler cannot be subscribed as it is written. The text names its file and line."""
+    """A handler cannot be subscribed as it is written. The text names its file and line.
+
+    It is raised where the handler is declared; what only shows when it is called fails its message.
+    """
 
 
 class PublishError(_OfSeveral, PubSubError):

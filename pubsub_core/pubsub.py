@@ -231,7 +231,8 @@ class PubSub:
         With `batch` the function is given a list of so many payloads (or messages) at most: of those that are there, it
         does not wait for more. What it raises fails all of them, `BatchFailure` some; `timeout` and `concurrency` are
         about calls then.
-        Raises SubscriptionError for a signature that cannot work, or a second handler on the same topic and group.
+        Raises SubscriptionError for a signature or an option that cannot be, or a second handler on the same topic and
+        group.
         """
         declared = self._own(topic, "subscribe to it")
         check_options(group, timeout, concurrency, start)
@@ -286,7 +287,7 @@ class PubSub:
         drops it, "once" makes up for the last one, and "all" for each.
         The function takes nothing, or the message, whose `scheduled_for` is the tick. The schedule, and the topic that
         it publishes to, is called `name`, by default after the function.
-        Raises ConfigurationError for an expression that cannot be read or never comes.
+        Raises ConfigurationError for an expression that cannot be read or never comes, or a name that is taken.
         """
         from pubsub_core.cron import CronSpec  # of a size that only those who schedule should load
 

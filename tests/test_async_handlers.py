@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import inspect
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,7 @@ import pytest
 
 from pubsub_core import ConfigurationError, DeadLetter, Message, NoRetry, PubSub, SubscriptionError
 from pubsub_core.testing.kit import Kit
+from pubsub_core.worker.event_loop import EventLoop
 from pubsub_core.worker.process import Worker
 
 
@@ -208,6 +210,22 @@ class Generating:
 def test_a_generator_is_refused_also_in_a_partial_or_an_object(pubsub, handler):
     with pytest.raises(SubscriptionError, match="is a generator: it would never run"):
         pubsub.subscribe("orders")(handler)
+
+
+def test_a_call_that_is_cancelled_before_it_starts_leaves_no_coroutine_behind():
+    made = []
+
+    def work() -> Any:
+        made.append(Seen().work(None))
+        return made[-1]
+
+    loop = EventLoop(lambda cancel: cancel and cancel(), lambda error: None)
+    loop.start()
+    with pytest.raises(asyncio.CancelledError):
+        loop.wrap(work)()
+    loop.stop()
+    loop.join()
+    assert [inspect.getcoroutinestate(one) for one in made] == [inspect.CORO_CLOSED]
 
 
 # Middleware
