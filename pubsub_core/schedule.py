@@ -53,8 +53,9 @@ MakeMessage = Callable[[Schedule, float], Message[bytes] | None]
 class Scheduler:
     """Fires the ticks of schedules, beside any number of others that do the same. For one thread at a time.
 
-    `owner` is the application. Times are those of the broker's clock. Who looked within `lease` seconds was there: the
-    ticks since then are late at most, not missed. It fires for `at_once` seconds in one call; the rest by the next.
+    `owner` is the application. Times are those of the broker's clock. Who looked at a schedule within `lease` seconds
+    was there: its ticks since then are late at most, not missed. It fires for `at_once` seconds in one call; the rest
+    by the next.
     """
 
     def __init__(
@@ -76,8 +77,8 @@ class Scheduler:
         self._make_message = make_message
         self._lease = lease
         self._seen: dict[ScheduleKey, float] = {}  # up to here every tick was fired, or passed over
-        self._looked_at: float | None = None
-        self._named_at = 0.0
+        self._looked_at: dict[ScheduleKey, float] = {}  # when all that was due then was fired
+        self._named_at: float | None = None
 
     def run_due(self) -> float:
         """Fire what is due; return the seconds until the next tick, `inf` without a schedule. Blocks for the broker.
@@ -85,8 +86,9 @@ class Scheduler:
         Raises a BrokerError; what was not fired then is fired by the next call.
         """
         now, until = self._broker.time(), monotonic() + self._at_once
-        if self._looked_at is None or now - self._looked_at > self._lease:
-            self._begin(now)
+        absent = [one for one in self._schedules if self._was_away(one, now)]
+        if absent or self._named_at is None:
+            self._begin(absent, now)
         elif abs(now - self._named_at) >= _NAME_AGAIN and self._schedules:
             self._name(now, is_start=False)
         failure: BrokerError | None = None
@@ -94,23 +96,27 @@ class Scheduler:
         for one in self._schedules:
             try:
                 self._fire_until(one, now, until)
+                self._looked_at[one.key] = now
             except BrokerError as error:
                 failure = failure or error  # of a topic that is full, perhaps: the others go on
             next_at = min(next_at, one.spec.next_after(self._seen[one.key]))
         if failure is not None:
             raise failure
-        self._looked_at = now
         return max(0.0, next_at - self._broker.time()) if self._schedules else next_at
 
-    def _begin(self, now: float) -> None:
+    def _was_away(self, one: Schedule, now: float) -> bool:
+        looked_at = self._looked_at.get(one.key)
+        return looked_at is None or now - looked_at > self._lease
+
+    def _begin(self, absent: Sequence[Schedule], now: float) -> None:
         """After a start, or an absence: find out which ticks were missed, and pass over those that shall be."""
-        last_ticks = self._name(now, is_start=self._looked_at is None)
-        for one in self._schedules:
+        last_ticks = self._name(now, is_start=self._named_at is None)
+        for one in absent:
             last = max(last_ticks[one.key], self._seen.get(one.key, 0.0))
             if one.spec.next_after(last) <= now:
                 log.warning("schedule %s missed ticks: %s", one.name, _MADE_UP[one.missed])
             self._seen[one.key] = _seen_after_absence(one, last, now)
-        self._looked_at = now
+            self._looked_at[one.key] = now
 
     def _name(self, now: float, *, is_start: bool) -> Mapping[ScheduleKey, float]:
         specs = {one.key: one.spec.key for one in self._schedules}

@@ -569,6 +569,31 @@ def test_a_full_topic_holds_up_no_other_schedule(monkeypatch: pytest.MonkeyPatch
     assert (plan.ticks(), plan.ticks("other")) == (["tick-1001"], ["other-1001"])
 
 
+def test_a_topic_that_stays_full_costs_other_schedules_no_tick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose worker is there all the time, so that nothing of theirs is missed."""
+    other = Schedule("other", "other", EverySpec(1), missed="skip")
+    plan = Plan(EACH_SECOND, other)
+    plan.scheduler.run_due()
+    fire = plan.broker.fire
+
+    def full(key: ScheduleKey, *rest: Any) -> str:
+        if key.topic == "tick":
+            raise BrokerFull("full")
+        return fire(key, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(plan.broker, "fire", full)
+        for _ in range(60):
+            plan.clock.advance(1)
+            with pytest.raises(BrokerFull):
+                plan.scheduler.run_due()
+    assert plan.ticks("other") == [f"other-{second}" for second in range(1001, 1061)]
+    plan.scheduler.run_due()
+    made_up = plan.ticks()
+    assert made_up[-1] == "tick-1060", "the last is made up for"
+    assert len(made_up) <= plan.lease + 1
+
+
 def test_schedules_are_named_again_from_time_to_time(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = Plan(Schedule("nightly", "nightly", CronSpec("0 3 * * *")), lease=math.inf)
     named: list[bool] = []
