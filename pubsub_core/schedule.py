@@ -54,8 +54,8 @@ class Scheduler:
     """Fires the ticks of schedules, beside any number of others that do the same. For one thread at a time.
 
     `owner` is the application. Times are those of the broker's clock. Who looked at a schedule within `lease` seconds
-    was there: its ticks since then are late at most, not missed. It fires for `at_once` seconds in one call; the rest
-    by the next.
+    was there: its ticks since then are late at most, not missed. It fires for `at_once` seconds of each schedule in
+    one call, the rest by the next: so one that has much to make up for does not hold up the others for long.
     """
 
     def __init__(
@@ -79,30 +79,37 @@ class Scheduler:
         self._seen: dict[ScheduleKey, float] = {}  # up to here every tick was fired, or passed over
         self._looked_at: dict[ScheduleKey, float] = {}  # when all that was due then was fired
         self._named_at: float | None = None
+        self._is_stopped = False
+
+    def stop(self) -> None:
+        """Fire nothing more, not even what `run_due` is about to. From any thread."""
+        self._is_stopped = True
 
     def run_due(self) -> float:
         """Fire what is due; return the seconds until the next tick, `inf` without a schedule. Blocks for the broker.
 
         Raises a BrokerError; what was not fired then is fired by the next call.
         """
-        now, until = self._broker.time(), monotonic() + self._at_once
+        now = self._broker.time()
         absent = [one for one in self._schedules if self._was_away(one, now)]
         if absent or self._named_at is None:
             self._begin(absent, now)
         elif abs(now - self._named_at) >= _NAME_AGAIN and self._schedules:
             self._name(now, is_start=False)
         failure: BrokerError | None = None
-        next_at = float("inf")
+        looked_at: list[ScheduleKey] = []
         for one in self._schedules:
             try:
-                self._fire_until(one, now, until)
-                self._looked_at[one.key] = now
+                self._fire_until(one, now)
+                looked_at.append(one.key)
             except BrokerError as error:
                 failure = failure or error  # of a topic that is full, perhaps: the others go on
-            next_at = min(next_at, one.spec.next_after(self._seen[one.key]))
+        # Not the time when it began: whoever was at it that long was there.
+        self._looked_at |= dict.fromkeys(looked_at, self._broker.time())
         if failure is not None:
             raise failure
-        return max(0.0, next_at - self._broker.time()) if self._schedules else next_at
+        next_at = min((one.spec.next_after(self._seen[one.key]) for one in self._schedules), default=math.inf)
+        return max(0.0, next_at - self._broker.time())
 
     def _was_away(self, one: Schedule, now: float) -> bool:
         looked_at = self._looked_at.get(one.key)
@@ -124,8 +131,10 @@ class Scheduler:
         self._named_at = now
         return last_ticks
 
-    def _fire_until(self, one: Schedule, now: float, until: float) -> None:
-        while (tick := one.spec.next_after(self._seen[one.key])) <= now and monotonic() < until:
+    def _fire_until(self, one: Schedule, now: float) -> None:
+        """Fire what was due by then, as far as there is time, but one at least."""
+        until = monotonic() + self._at_once
+        while not self._is_stopped and (tick := one.spec.next_after(self._seen[one.key])) <= now:
             message = self._message_of(one, tick)
             if message is not None:
                 fired = self._broker.fire(one.key, one.spec.key, tick, message)
@@ -135,6 +144,8 @@ class Scheduler:
                     self._note_fired(message)
                 log.debug("schedule %s, tick %s: %s", one.name, tick, fired)
             self._seen[one.key] = tick
+            if monotonic() >= until:
+                return
 
     def _message_of(self, one: Schedule, tick: float) -> Message[bytes] | None:
         try:

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, cast
 
@@ -23,11 +24,11 @@ from pubsub_core.errors import (
 from pubsub_core.message import Message
 from pubsub_redis.consumer import RedisConsumer
 from pubsub_redis.entry import entry_values, packed_adds, read_delayed
-from pubsub_redis.faults import FOREIGN, translated
+from pubsub_redis.faults import FOREIGN, broker_errors, translated
 from pubsub_redis.groups import room_of
 from pubsub_redis.inspector import RedisInspector
 from pubsub_redis.keys import schedules_key
-from pubsub_redis.link import Link, script_call
+from pubsub_redis.link import Command, Link, script_call
 from pubsub_redis.publish import CANNOT, UNFENCED_FOR, Publish, Sent, chunks
 from pubsub_redis.servers import Node, Servers
 
@@ -188,18 +189,28 @@ class RedisBroker(RedisInspector):
     def join_schedules(
         self, owner: str, schedules: Mapping[ScheduleKey, str], *, is_start: bool = False
     ) -> Mapping[ScheduleKey, float]:
-        """Name the schedules of an application. See the seam."""
+        """Name the schedules of an application. See the seam. One round trip per node, and two more."""
         index = schedules_key(self.options.namespace)
         how = "start" if is_start else "name"
         last_ticks: dict[ScheduleKey, float] = {}
-        for key, spec in schedules.items():
-            _, last = self._call_schedule(key, owner, spec, how)
-            last_ticks[key] = last / 1000
-            self.call(index, ("HSET", index, " ".join(key), owner), "naming a schedule")
+        for one_node in self._by_node(schedules):
+            commands = [self._schedule_command(key, owner, schedules[key], how) for key in one_node]
+            replies = self.call_all(self.keys(one_node[0].topic).stream, commands, "naming schedules")
+            last_ticks |= {key: last / 1000 for key, (_, last) in zip(one_node, replies, strict=True)}
+        if schedules:
+            names = [part for key in schedules for part in (" ".join(key), owner)]
+            self.call(index, ("HSET", index, *names), "naming schedules")
         for key, owned_by in self.known_schedules().items():
             if owned_by == owner and key not in schedules:
                 self._forget_schedule(key, owner)
         return last_ticks
+
+    def _by_node(self, schedules: Iterable[ScheduleKey]) -> Iterable[list[ScheduleKey]]:
+        by_node: dict[Node, list[ScheduleKey]] = defaultdict(list)
+        with broker_errors(f"naming schedules at {self.shown_url}"):
+            for key in schedules:
+                by_node[self.servers.node_of(self.keys(key.topic).stream)].append(key)
+        return by_node.values()
 
     def _forget_schedule(self, key: ScheduleKey, owner: str) -> None:
         keys, index = self.keys(key.topic), schedules_key(self.options.namespace)
@@ -212,25 +223,22 @@ class RedisBroker(RedisInspector):
     def fire(self, key: ScheduleKey, spec: str, tick: float, message: Message[bytes]) -> Fired:
         """Publish the message of a tick, once. See the seam."""
         options = self.options.topics.get(key.topic, USUAL)
-        fired, _ = self._call_schedule(
-            key, "-", spec, "fire", round(tick * 1000), *room_of(options), *entry_values(message)
-        )
+        more = (round(tick * 1000), *room_of(options), *entry_values(message))
+        command = self._schedule_command(key, "-", spec, "fire", *more)
+        came_of_it, _ = self.call(self.keys(key.topic).stream, command, f"schedule {key.name!r}")
+        fired = came_of_it.decode()
         if fired == "full":
             raise backlog_is_full(key.topic, options.max_backlog)
         if fired == "early":
             self._ahead_since = -math.inf  # its clock is not what we thought
         return cast(Fired, fired)
 
-    def _call_schedule(
-        self, key: ScheduleKey, owner: str, spec: str, how: str, *more: str | bytes | int
-    ) -> tuple[str, int]:
+    def _schedule_command(self, key: ScheduleKey, owner: str, spec: str, how: str, *more: str | bytes | int) -> Command:
         keys = self.keys(key.topic)
-        command = script_call(
+        return script_call(
             "schedule", (keys.schedules, keys.stream, keys.dropped, keys.floors),
             key.name, owner, spec, how, int(self.options.superseded_for * 1000), *more,
         )  # fmt: skip
-        came_of_it, last = self.call(keys.stream, command, f"schedule {key.name!r}")
-        return came_of_it.decode(), last
 
     # Consuming; looking is in RedisInspector
 

@@ -18,7 +18,7 @@ from redis import Redis
 
 from pubsub_core import SystemClock
 from pubsub_core.backends import masked
-from pubsub_core.broker import BrokerOptions, Membership, TopicOptions
+from pubsub_core.broker import BrokerOptions, Membership, ScheduleKey, TopicOptions
 from pubsub_core.codec import UntypedJson, codec_for
 from pubsub_core.errors import (
     BrokerError,
@@ -38,7 +38,7 @@ from pubsub_redis import broker as broker_module
 from pubsub_redis.consumer import RedisConsumer
 from pubsub_redis.faults import broker_errors
 from pubsub_redis.keys import worker_key
-from pubsub_redis.link import SCRIPTS, script
+from pubsub_redis.link import SCRIPTS, Link, script
 from pubsub_redis.servers import open_servers
 from tests.servers import Proxy, RealServer, proxy_to, redis_server, valkey_server
 from tests.waiting import until
@@ -938,3 +938,19 @@ def test_server_without_memory_refuses_publishes_and_is_worked_off_all_the_same(
         old.maintain()
         new.maintain()
     assert sorted(ids(own_place.take(new, 2))) == sorted([published[0], published[3]])
+
+
+def test_many_schedules_are_named_in_as_many_round_trips_as_one(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    broker = place.broker()
+    schedules = {ScheduleKey(f"{place.topic}-{number % 7}", f"s{number}"): "every 1 s" for number in range(200)}
+    first = dict([next(iter(schedules.items()))])
+    broker.join_schedules("shop", first, is_start=True)  # the server knows the script by now
+    sent: list[int] = []
+    send = Link.send
+    monkeypatch.setattr(Link, "send", lambda link, commands: sent.append(len(commands)) or send(link, commands))
+    broker.join_schedules("shop", first)
+    for_one = len(sent)
+    last_ticks = broker.join_schedules("shop", schedules)
+    assert len(sent) == 2 * for_one
+    assert set(last_ticks) == set(schedules)
+    assert {one.key for one in broker.schedules()} == set(schedules)

@@ -65,7 +65,7 @@ class Shop:
         worker = Worker(self.pubsub, threads=2)
         self._workers.append(worker)
         looked = threading.Event()
-        run_due = worker._scheduler.run_due
+        run_due = worker._ticker._scheduler.run_due
 
         def noted() -> float:
             try:
@@ -73,7 +73,7 @@ class Shop:
             finally:
                 looked.set()
 
-        worker._scheduler.run_due = noted  # type: ignore[method-assign]
+        worker._ticker._scheduler.run_due = noted  # type: ignore[method-assign]
         worker.start()
         assert looked.wait(WITHIN)
         return worker
@@ -459,19 +459,55 @@ def test_who_was_away_for_longer_than_the_lease_missed_ticks(missed: Missed, cou
     assert len(plan.ticks()) == count + 1
 
 
-def test_making_up_for_much_leaves_time_for_signs_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = Plan(replace(EACH_SECOND, missed="all"))
+def test_making_up_for_much_does_not_hold_up_other_schedules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one call each is fired for a second, and once at least, however long that takes."""
+    plan = Plan(replace(EACH_SECOND, missed="all"), Schedule("other", "other", EverySpec(10)))
     scheduler = Scheduler(plan.schedules, plan.broker, "shop", plan.message, plan.lease, at_once=1.0)
     scheduler.run_due()
     plan.clock.advance(20)
     moments = itertools.count(0.0, 0.3)  # each look at the clock is so much later than the last
     monkeypatch.setattr(schedule_module, "monotonic", lambda: next(moments))
-    for done in (3, 6, 9):
+    for done in (4, 8, 12):
         assert scheduler.run_due() == 0.0, "it wants to be called again at once"
         assert len(plan.ticks()) == done
+        assert plan.ticks("other") == ["other-1020"]
+    moments = itertools.count(0.0, 14.0)
+    assert scheduler.run_due() == 0.0
+    assert len(plan.ticks()) == 13
     while scheduler.run_due() == 0.0:
         continue
     assert plan.ticks() == [f"tick-{second}" for second in range(1001, 1021)]
+
+
+def test_ticks_that_come_while_a_message_is_made_for_long_are_late_and_not_missed() -> None:
+    plan = Plan(replace(EACH_SECOND, missed="skip"), Schedule("slow", "slow", EverySpec(5)))
+
+    def make(schedule: Schedule, tick: float) -> Message[bytes]:
+        if schedule.name == "slow":
+            plan.clock.advance(2 * plan.lease)
+        return plan.message(schedule, tick)
+
+    scheduler = Scheduler(plan.schedules, plan.broker, "shop", make, plan.lease)
+    scheduler.run_due()
+    plan.clock.advance(5)
+    scheduler.run_due()
+    scheduler.run_due()
+    assert plan.ticks()[:20] == [f"tick-{second}" for second in range(1001, 1021)]
+
+
+def test_who_is_stopped_fires_nothing_more() -> None:
+    plan = Plan(EACH_SECOND)
+
+    def make(schedule: Schedule, tick: float) -> Message[bytes]:
+        scheduler.stop()  # as another thread does meanwhile
+        return plan.message(schedule, tick)
+
+    scheduler = Scheduler(plan.schedules, plan.broker, "shop", make, plan.lease)
+    scheduler.run_due()
+    plan.clock.advance(3)
+    scheduler.run_due()
+    scheduler.run_due()
+    assert plan.ticks() == ["tick-1001"]
 
 
 def test_what_is_made_up_for_is_bounded() -> None:

@@ -1300,6 +1300,47 @@ def test_a_thread_that_dies_is_told_once_and_shown(shop, method, caplog):
     assert "this worker has to be replaced" in record.getMessage()
 
 
+def test_schedules_that_cannot_be_fired_any_more_are_a_dead_thread(shop, monkeypatch):
+    shop.pubsub.every(1, name="tick")(shop.seen.add)
+    worker = Worker(shop.pubsub)
+    shop.workers.append(worker)
+    monkeypatch.setattr(worker._ticker._scheduler, "run_due", Times(1, RuntimeError("a bug of the library")))
+    worker.start()
+    until(lambda: not worker.is_alive)
+    assert str(worker.failure) == "the thread pubsub-schedules died: RuntimeError"
+
+
+def test_a_tick_whose_message_takes_long_to_make_holds_up_no_sign_of_life(shop):
+    entered = threading.Event()
+
+    @shop.pubsub.publish_middleware
+    def ask_somebody(message, call_next):
+        entered.set()
+        shop.gate.wait()
+        call_next(message)
+
+    shop.pubsub.every(1, name="tick")(lambda: shop.seen.add("tick"))
+    signs = []
+    shop.broker.fails["maintain"] = lambda: signs.append("a sign of life")
+    shop.worker()
+    shop.broker.wait_for(lambda: bool(shop.broker.of("receive")))
+
+    def is_entered():
+        shop.clock.advance(1)  # a new schedule starts when it is named
+        return entered.is_set()
+
+    until(is_entered)
+    before = len(signs)
+
+    def are_given():
+        shop.clock.advance(0)
+        return len(signs) > before + 1
+
+    until(are_given)
+    shop.gate.set()
+    shop.seen.wait_until(1)
+
+
 def test_what_a_dead_settler_left_is_acknowledged_when_the_worker_ends(shop, caplog):
     @shop.pubsub.subscribe("orders")
     def charge(message):

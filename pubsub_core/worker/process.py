@@ -27,6 +27,7 @@ from pubsub_core.worker.handover import Credit, Handover
 from pubsub_core.worker.outage import Outage
 from pubsub_core.worker.settler import Settler
 from pubsub_core.worker.threads import library_thread, start_unless_ending
+from pubsub_core.worker.ticker import Ticker
 from pubsub_core.worker.timeouts import Run, Timeouts
 
 log = logging.getLogger("pubsub")
@@ -72,18 +73,21 @@ class Worker:
         broker, clock = pubsub.runtime.broker, pubsub.runtime.clock
         self._consumer = broker.consumer([one.membership for one in self.subscriptions], consumer_name())
         self._look_now = threading.Event()  # for the maintenance
-        if isinstance(clock, MovableClock):
-            clock.on_move(self._look_now.set)
-        self._scheduler = Scheduler(
+        self._outage = Outage()
+        scheduler = Scheduler(
             pubsub.schedules,
             broker,
             self.settings.group,
             pubsub.scheduled_message,
             lease_of(pubsub.runtime),
             note_fired=lambda message: pubsub.metrics.published([message], [message.id]),
-            at_once=_LOOK,  # or a thousand missed ticks might outlast the sign of life, which this thread gives
+            at_once=_LOOK,
         )
-        self._outage = Outage()
+        look_every = min(_LOOK, self.settings.heartbeat)
+        self._ticker = Ticker(scheduler, self._outage, look_every, self._died)
+        if isinstance(clock, MovableClock):
+            clock.on_move(self._look_now.set)
+            clock.on_move(self._ticker.look)
         self._settler = Settler(self._consumer, self._outage, self._died)
         is_async = any(one.handler.is_async for one in self.subscriptions)
         self._timeouts = Timeouts(self._give_up, self._died)
@@ -132,7 +136,7 @@ class Worker:
         atexit.register(self._end_with_the_interpreter)
         if self._loop is not None:
             self._loop.start()
-        for thread in (self._settler.thread, self._timeouts.thread, self._maintenance, *self._handlers):
+        for thread in self._needed():
             thread.start()
 
     @property
@@ -148,10 +152,12 @@ class Worker:
     @property
     def is_alive(self) -> bool:
         """Whether every thread that it needs is alive. False for a running worker means that it must be replaced."""
-        needed = [self._settler.thread, self._timeouts.thread, self._maintenance, *self._handlers]
-        if self._loop is not None:
-            needed.append(self._loop.thread)
+        needed = self._needed() if self._loop is None else [*self._needed(), self._loop.thread]
         return all(thread.is_alive() or thread in self._given_up for thread in needed)
+
+    def _needed(self) -> list[threading.Thread]:
+        served_by = (self._settler.thread, self._timeouts.thread, self._maintenance, self._ticker.thread)
+        return [*served_by, *self._handlers]
 
     @property
     def progress(self) -> Progress:
@@ -169,6 +175,7 @@ class Worker:
         if self._stopping.is_set():
             return
         self._stopping.set()
+        self._ticker.stop()
         self._executor.release(self._handover.stop())
         self._consumer.wake()
         self._look_now.set()
@@ -199,6 +206,7 @@ class Worker:
             self._loop.join()
         if not any(thread.is_alive() for thread in self._handlers):
             self._consumer.close()
+        self._ticker.join(max(0.0, deadline - monotonic()))  # else it is cut short: a tick is fired, or it is not
         atexit.unregister(self._end_with_the_interpreter)
         return not running
 
@@ -270,7 +278,7 @@ class Worker:
         self._read_at = monotonic()
         if not self._was_read:
             self._was_read = True
-            self._look_now.set()  # the groups are there, so schedules may fire
+            self._ticker.begin()  # the groups are there
         self._pause = 0.0
         self._outage.end("reading")
         if self._observer is not None:
@@ -296,9 +304,7 @@ class Worker:
         self._stopping.wait(self._pause * random.uniform(0.5, 1))
 
     def _maintain(self) -> None:
-        """Keep the leases alive, also while the last handlers finish; hand back what turned out to be too much; fire
-        the schedules.
-        """
+        """Keep the leases alive, also while the last handlers finish; hand back what turned out to be too much."""
         pause = 0.0
         while not self._is_over.is_set():
             self._look_now.wait(pause)
@@ -306,8 +312,6 @@ class Worker:
             self._executor.release(self._handover.take_surplus())
             try:
                 pause = min(_LOOK, self._consumer.maintain())
-                if self._was_read and not self._stopping.is_set():
-                    pause = min(pause, self._scheduler.run_due())
             except BrokerError as error:
                 self._outage.begin("maintaining", error)
                 self._consumer.wake()  # who waits to read may wait on a connection that is as dead

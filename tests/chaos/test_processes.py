@@ -204,7 +204,15 @@ def test_a_handler_that_never_returns(field: Field, record: Record, how: str) ->
     record(f"a handler that never returns ({name})", verdict)
 
 
-@on_each("thread", "pubsub-settler", "pubsub-maintenance", "pubsub-handler-1", "pubsub-timeouts", "pubsub-event-loop")
+@on_each(
+    "thread",
+    "pubsub-settler",
+    "pubsub-maintenance",
+    "pubsub-schedules",
+    "pubsub-handler-1",
+    "pubsub-timeouts",
+    "pubsub-event-loop",
+)
 def test_the_death_of_a_library_thread(field: Field, record: Record, thread: str, tmp_path: Path) -> None:
     """The process is replaced within 5 s: never alive but deaf."""
     supervisor = field.worker(
