@@ -169,6 +169,69 @@ def test_one_that_takes_long_counts_fully_unless_it_may_have_waited_for_the_othe
     assert least <= asked[-1] <= most
 
 
+class Backlog:
+    """Of each topic that has one there is always more. Notes what is asked for."""
+
+    def __init__(self, topics: Sequence[str]) -> None:
+        self.topics = topics
+        self.asked: list[Credit] = []
+
+    def read(self, credit: Credit) -> Sequence[Delivery[bytes]]:
+        self.asked.append(credit)
+        return [delivery(0, topic) for topic in self.topics for _ in range(credit[SubscriptionKey(topic, "billing")])]
+
+
+def many(count: int, batch: int | None) -> tuple[PubSub, list[str]]:
+    pubsub = PubSub("memory://")
+    topics = [f"topic-{number}" for number in range(count)]
+    for topic in topics:
+        pubsub.subscribe(topic, group="billing", batch=batch)(lambda messages: None)
+    return pubsub, topics
+
+
+def test_many_that_take_batches_have_no_more_in_hand_than_the_threads_start_and_full_batches_in_turn() -> None:
+    pubsub, topics = many(40, batch=500)
+    backlog = Backlog(topics)
+    handover = Handover(pubsub.subscriptions(), 4, backlog.read, lambda: None)
+    started: Counter[str] = Counter()
+    most = 0
+    taken: Sequence[Delivery[bytes]] = ()
+    for _ in range(80):
+        taken = handover.next(taken, 20.0)
+        assert len(taken) == 500
+        assert handover.holds_back, "others have something too, so it is not to wait"
+        started[taken[0].message.topic] += 1
+        most = max(most, sum(handover.in_hand().values()))
+    assert most == 4 * 500
+    assert started == Counter(dict.fromkeys(topics, 2))
+
+
+def test_those_that_had_nothing_are_asked_for_at_every_read_and_leave_the_rest_to_those_that_had() -> None:
+    pubsub, topics = many(40, batch=500)
+    backlog = Backlog(topics[:1])
+    handover = Handover(pubsub.subscriptions(), 4, backlog.read, lambda: None)
+    taken: Sequence[Delivery[bytes]] = ()
+    for _ in range(40):
+        taken = handover.next(taken, 20.0)
+    busy, *idle = backlog.asked[-1].values()
+    assert busy == 500
+    assert set(idle) == {4 * 500 // 40}
+    assert not handover.holds_back
+
+
+@pytest.mark.parametrize("count", [1, 10, 100])
+def test_however_many_are_quick_there_is_work_for_the_same_short_time_in_hand(count: int) -> None:
+    pubsub, topics = many(count, batch=None)
+    backlog = Backlog(topics)
+    handover = Handover(pubsub.subscriptions(), 8, backlog.read, lambda: None)
+    taken: Sequence[Delivery[bytes]] = ()
+    most = 0
+    for _ in range(3_000):
+        taken = handover.next(taken, 0.001)
+        most = max(most, sum(handover.in_hand().values()))
+    assert 8 * 20 - count <= most <= 8 * 20 + count  # 20 ms for each thread, and one of each in any case
+
+
 class Interrupted(BaseException):
     pass
 

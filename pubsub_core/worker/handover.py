@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import attrgetter
 from time import monotonic
 
 from pubsub_core.message import Delivery, SubscriptionKey
@@ -29,6 +31,9 @@ _JUMP, _BIT = 8.0, 50e-6
 _STALLED = 0.9  # seconds in which a subscription with something waiting started nothing: from one look to the next
 
 
+_SUBSCRIPTION: Callable[[Delivery[bytes]], SubscriptionKey] = attrgetter("subscription")
+
+
 @dataclass(slots=True)
 class _Line:
     """One subscription's deliveries in hand. `batch` is how many of them go to one call of its handler.
@@ -43,7 +48,9 @@ class _Line:
     running: int = 0
     calls: int = 0  # of the handler, at work
     is_up: bool = False  # it is among the turns
-    is_asked_for: bool = False  # by who reads now
+    asked: int = 0  # by who reads now, or read last
+    brought: int = 0  # by that read
+    is_rich: bool = True  # whenever it was asked for last, so many came: there may be more
     pace: float | None = None  # seconds a handler takes for one, lately
     first: Delivery[bytes] | None = None  # of what waited at the last look
     first_since: float = 0.0  # and when it was seen so first
@@ -70,6 +77,12 @@ class _Line:
         if first is not self.first:
             self.first, self.first_since = first, now
         return now - self.first_since
+
+    def note_read(self) -> None:
+        """Note what came of the last read."""
+        if self.asked:
+            self.is_rich = self.brought >= self.asked
+        self.brought = 0
 
     @property
     def in_hand(self) -> int:
@@ -128,6 +141,7 @@ class Handover:
         self._lines = {one.key: _Line(one.concurrency, one.batch or 1) for one in subscriptions}
         self._unasked = _Line(None)  # of subscriptions that nobody asked for, if a backend brings such
         self._all = [*self._lines.values(), self._unasked]
+        self._batched = [key for key, line in self._lines.items() if line.batch > 1]  # whose turn is next first
         self._threads = threads
         self._read = read
         self._wake = wake
@@ -137,6 +151,8 @@ class Handover:
         self._running: dict[int, Delivery[bytes]] = {}
         self._is_led = False
         self._is_stopped = False
+        self.holds_back = False
+        """Whether what is read now leaves out subscriptions that may have something: it is not to wait."""
 
     def next(self, done: Deliveries = (), seconds: float = 0.0) -> Deliveries:
         """Return what to handle in one call, reading if nobody does and nothing waits. Blocks; empty when all is over.
@@ -204,9 +220,11 @@ class Handover:
         finally:
             with self._lock:
                 self._is_led = False
-                for delivery in deliveries:
-                    line = self._lines.get(delivery.subscription, self._unasked)
-                    line.waiting.append(delivery)
+                for key, those in groupby(deliveries, _SUBSCRIPTION):
+                    line = self._lines.get(key, self._unasked)
+                    some = [*those]
+                    line.waiting.extend(some)
+                    line.brought += len(some)
                     if not line.is_up:
                         self._line_up(line)
                 if was_read and not self._is_stopped:  # otherwise whatever waits is for others
@@ -272,28 +290,53 @@ class Handover:
         if line.waiting and not line.is_up:
             self._line_up(line)
             self._idle.wake_one()
-        return self._is_led and not line.is_asked_for and self._credit_of(line, 1) > 0
+        return self._is_led and not line.asked and self._credit_of(line, 1, 1) > 0
 
     def _credit(self) -> Credit:
-        """Return how many of each subscription to ask for: what the threads will soon start, and no more."""
-        free = max(1, self._threads - len(self._running) - self._waiting())
-        share = max(1, free // max(1, len(self._lines)))
-        credit = {key: self._credit_of(line, share) for key, line in self._lines.items()}
+        """Return how many of each subscription to ask for: what the threads will soon start, and no more.
+
+        Those that are rich share that, so that together they bring no more; and so do all others, which most likely
+        bring nothing.
+        """
+        for line in self._lines.values():
+            line.note_read()
+        free = max(1, self._threads - self._calls())
+        rich, all_lines = sum([line.is_rich for line in self._lines.values()]), len(self._lines)
+        credit = {
+            key: self._credit_of(line, free, rich if line.is_rich else all_lines) for key, line in self._lines.items()
+        }
+        self._have_turns(credit, free)
         for key, line in self._lines.items():
-            line.is_asked_for = credit[key] > 0
+            line.asked = credit[key]
         return credit
 
-    def _credit_of(self, line: _Line, share: int) -> int:
-        ahead = self._ahead(line)
-        credit = max(min(_MOST, share * line.batch), ahead - line.in_hand)
+    def _credit_of(self, line: _Line, free: int, among: int) -> int:
+        """Return how many of one to ask for, if so many threads are free, and so many lines share them."""
+        ahead = self._ahead(line, among)
+        credit = max(1, min(_MOST, free * line.batch // among), ahead - line.in_hand)
         if line.concurrency is None:
             return credit
         if line.calls >= line.concurrency and ahead < line.batch:
             return 0  # nothing starts before a call ends, which takes long; a few now would make the next list short
         return max(0, min(credit, int(line.most) - line.in_hand))
 
-    def _ahead(self, line: _Line) -> int:
-        return 0 if line.pace is None else min(_MOST, int(self._threads * _AHEAD / max(line.pace, 1e-6)))
+    def _ahead(self, line: _Line, among: int) -> int:
+        return 0 if line.pace is None else min(_MOST, int(self._threads * _AHEAD / max(line.pace, 1e-6) / among))
+
+    def _have_turns(self, credit: dict[SubscriptionKey, int], free: int) -> None:
+        """Of the rich whose share is a part of a batch, as many as may start get a whole one, and the rest their turn
+        at a later read.
+        """
+        short = [key for key in self._batched if (line := self._lines[key]).is_rich and 0 < credit[key] < line.batch]
+        for number, key in enumerate(short):
+            credit[key] = self._credit_of(self._lines[key], 1, 1) if number < free else 0
+        self.holds_back = len(short) > free
+        if self.holds_back:
+            self._batched = [key for key in self._batched if key not in short[:free]] + short[:free]
+
+    def _calls(self) -> int:
+        """Return how many calls of handlers are at work, or wait to be."""
+        return sum([line.calls - (-len(line.waiting) // line.batch) for line in self._all])
 
     def take_surplus(self) -> list[Delivery[bytes]]:
         """Remove and return what will not be started soon after all: its handlers became slow since it was read."""
@@ -306,7 +349,7 @@ class Handover:
                     continue
                 if stalled > _STALLED:
                     line.pace = max(line.pace or 0.0, stalled / line.batch)
-                keep = 0 if stalled > _STALLED else max(self._threads * line.batch, 2 * self._ahead(line))
+                keep = 0 if stalled > _STALLED else max(self._threads * line.batch, 2 * self._ahead(line, 1))
                 with suppress(IndexError):  # they may be taken meanwhile, without the lock
                     for _ in range(len(line.waiting) - keep):
                         surplus.append(line.waiting.pop())

@@ -269,6 +269,8 @@ class Worker:
         wait = _BURST_WAIT if self._is_burst else _WAIT
         if self._pause or not self._was_read:
             wait = 0.0  # to know soon whether the broker is there, or back
+        if self._handover.holds_back:
+            wait = 0.0
         try:
             deliveries = self._consumer.receive(credit, wait, done)
         except BrokerError as error:
