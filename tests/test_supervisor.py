@@ -393,6 +393,39 @@ def test_a_process_whose_thread_died_is_replaced_in_time_however_often(fleet):
     assert fleet.pending() == 0
 
 
+# Handlers that fork
+
+
+def test_what_a_handler_forks_ends_by_a_signal_as_ever(fleet):
+    fleet.publish(1, "terminate")
+    fleet.publish(1, "pool")
+    with fleet.worker("forks", "-t", "2") as worker:
+        worker.wait_for(rf"^terminated {-signal.SIGTERM}$")
+        worker.wait_for("^pool left$")
+        worker.wait_for(r"^done by \d+, True$", 2)  # the worker's own handler stands
+        worker.signal(signal.SIGTERM)
+        assert worker.wait() == 0
+    assert fleet.pending() == 0
+
+
+@pytest.mark.parametrize("topic", ["orders", "invoices"])
+@pytest.mark.parametrize(("do", "code"), [("return", 0), ("raise", 1), ("exit", 7)])
+def test_a_process_that_a_handler_forked_settles_nothing(fleet, topic, do, code):
+    """It ends where it comes back from the handler, and says so unless it meant to."""
+    fleet.publish(1, do, topic)
+    with fleet.worker("forks", "-p", "1", "-t", "1") as worker:
+        worker.wait_for(f"^{do} {code}$")
+        fleet.publish(1, do, topic)
+        worker.wait_for(r"^done by \d+", 2)
+        worker.signal(signal.SIGTERM)
+        assert worker.wait() == 0
+        assert len(set(numbers(worker.find(r"^done by (\d+)")))) == 1
+        assert len(worker.find("forked came back from the handler")) == (0 if do == "exit" else 2)
+        assert len(worker.find(f" {topic} .* handled by")) == 2
+        assert not worker.find("failed in")
+    assert fleet.pending(topic) == 0
+
+
 # Handlers that will not stop
 
 

@@ -9,8 +9,10 @@ import select
 import signal
 import socket
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from types import FrameType
 
 import pubsub_core
@@ -40,11 +42,7 @@ def run_child(load: LoadTarget, options: WorkerOptions, pipe: socket.socket) -> 
     """
     wake_out, wake_in = socket.socketpair()
     wake_in.setblocking(False)
-    signals: list[int] = []
-    signal.set_wakeup_fd(wake_in.fileno())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches the supervisor, which tells us
-    signal.signal(signal.SIGTERM, lambda number, frame: _note(signals, number, frame))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD))  # see `_fork`
+    signals = _note_signals(wake_in)
     configure_logging(options.log_level, options.log_format, options.log_sample)
     supervisor = ToSupervisor(pipe)
     thresholds = gc.get_threshold()
@@ -116,8 +114,43 @@ def _spare_the_collector(thresholds: tuple[int, int, int]) -> None:
         gc.set_threshold(_COLLECT_AFTER, *thresholds[1:])
 
 
+def _note_signals(wake: socket.socket) -> list[int]:
+    """Have what tells us to end noted in the list returned, and make the other end of `wake` readable."""
+    signals: list[int] = []
+    note = partial(_note, signals)
+    signal.set_wakeup_fd(wake.fileno())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches the supervisor, which tells us
+    signal.signal(signal.SIGTERM, note)
+    _have_forks_end_by_signals(note)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD))  # see `_fork`
+    return signals
+
+
 def _note(signals: list[int], number: int, _: FrameType | None) -> None:
     signals.append(number)
+
+
+def _have_forks_end_by_signals(note: Callable[[int, FrameType | None], None]) -> None:
+    """Have a SIGTERM end what the application forks, as it would without us, and not wake us.
+
+    It must not come there before that is so: until then it waits. A SIGINT is still passed over, as by other programs
+    that a handler starts: a Ctrl-C reaches all of them, and handlers are to finish what they need them for.
+    """
+    here = threading.local()
+
+    def hold_back() -> None:
+        here.before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
+
+    def go_on() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, here.before)
+
+    def end_by_it() -> None:
+        signal.set_wakeup_fd(-1)
+        if signal.getsignal(signal.SIGTERM) is note:  # else it is the application's own
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        go_on()
+
+    os.register_at_fork(before=hold_back, after_in_parent=go_on, after_in_child=end_by_it)
 
 
 def _has_died(worker: Worker) -> bool:

@@ -3,11 +3,13 @@
 import asyncio
 import contextvars
 import inspect
+import os
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from typing import Any
 
+from pubsub_core.worker.forks import leave_fork
 from pubsub_core.worker.threads import Died, library_thread, start_unless_ending
 
 _CLEANING_UP = 1.0  # seconds
@@ -50,12 +52,13 @@ class EventLoop:
         """Return a plain function that calls `function`, runs what that returns, if it is awaitable, on the loop, in
         the caller's context, and waits for it.
         """
+        name = getattr(function, "__qualname__", repr(function))
 
         def call(*arguments: Any) -> Any:
             returned = function(*arguments)
             if not inspect.isawaitable(returned):
                 return returned
-            one = _Call(self._loop, returned)
+            one = _Call(self._loop, name, returned)
             thread = threading.get_ident()
             self._calls[thread] = one
             self._cancel_by(one.cancel)  # before it starts: an interruption of this thread itself would not stop it
@@ -115,8 +118,10 @@ def _call_soon(loop: asyncio.AbstractEventLoop, function: Callable[[], Any]) -> 
 class _Call:
     """One call of an async handler. `result` is done when it has ended in whatever way."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, awaitable: Awaitable[Any]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, name: str, awaitable: Awaitable[Any]) -> None:
         self.loop = loop
+        self._name = name
+        self._process = os.getpid()
         self.result: Future[Any] = Future()
         self._awaitable = awaitable
         self._context = contextvars.copy_context()
@@ -153,10 +158,14 @@ class _Call:
         try:
             returned = await self._awaitable
         except BaseException as error:  # carried over to the waiting thread, which decides
+            if os.getpid() != self._process:
+                leave_fork(self._name, error)
             if self.result.done():  # nobody waits since the loop has ended
                 raise
             self.result.set_exception(error)
         else:
+            if os.getpid() != self._process:
+                leave_fork(self._name, None)
             self.result.set_result(returned)
 
     def end(self) -> None:

@@ -34,6 +34,7 @@ from pubsub_core.outcome import ACKED, Acked, DeadLettered, Dropped, Outcome, Re
 from pubsub_core.subscription import Subscription, Takes
 from pubsub_core.worker.batches import BatchCall
 from pubsub_core.worker.event_loop import EventLoop
+from pubsub_core.worker.forks import leave_fork
 from pubsub_core.worker.settler import Settler
 from pubsub_core.worker.timeouts import Run, Timeouts, frame_of, timed_out
 
@@ -97,7 +98,7 @@ class Executor:
         )
         AT_WORK.set(None)
         if run.is_given_up:
-            _log_late_end(delivery)
+            _end_late(run, error)
             return None
         if outcome is None:
             assert error is not None  # noqa: S101  # there is no third way to get here
@@ -129,7 +130,7 @@ class Executor:
         )
         AT_WORK.set(None)
         if run.is_given_up:
-            _log_late_end(deliveries[0])
+            _end_late(run, error)
             return None
         outcomes = _outcomes_of(batch, None if is_done else error, plan.subscription)
         seconds = monotonic() - started
@@ -436,7 +437,11 @@ def _failed(
     return DeadLettered(_reason("retries exhausted", error)) if delay is None else Retried(delay)
 
 
-def _log_late_end(delivery: Delivery[bytes]) -> None:
+def _end_late(run: Run, error: BaseException | None) -> None:
+    """Leave alone what others have settled, or will settle."""
+    if run.is_forked:
+        leave_fork(run.subscription.handler.name, error)
+    delivery = run.deliveries[0]
     log.warning("a handler that was given up has ended after all: %s", _of(delivery), extra=_fields(delivery))
 
 

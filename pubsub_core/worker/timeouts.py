@@ -9,8 +9,10 @@ import ctypes
 import gc
 import logging
 import math
+import os
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
@@ -41,7 +43,8 @@ class Run:
     """One call of a handler, at work on a thread. `lock` guards the flags.
 
     A thread uses the same one again for what it handles next, as long as nothing interrupted it: from then on the flags
-    only ever become true. `put_off` is for how many seconds its interruption was put off.
+    only ever become true. `put_off` is for how many seconds its interruption was put off. In a process that the handler
+    forked it is given up, and `is_forked`.
     """
 
     deliveries: Sequence[Delivery[bytes]]
@@ -54,6 +57,7 @@ class Run:
     is_finished: bool = True
     is_interrupted: bool = False
     is_given_up: bool = False
+    is_forked: bool = False
 
 
 class _TakenBack(BaseException):
@@ -75,6 +79,7 @@ class Timeouts:
         self._is_wanted_earlier = threading.Event()
         self._is_stopping = False
         self.thread = library_thread("pubsub-timeouts", self._watch, died)
+        _ALL.add(self)
 
     def start(self) -> None:
         """Start the thread."""
@@ -134,6 +139,13 @@ class Timeouts:
             if run.is_interrupted:
                 result, error = None, timed_out(run, error)  # it was thrown into the handler, whatever came of it
         return run, result, error
+
+    def note_fork(self) -> None:
+        """In a forked child: what the forking thread has at work is its parent's."""
+        run: Run | None = getattr(self._here, "run", None)
+        if run is not None and not run.is_finished:
+            run.lock = threading.Lock()  # a thread that there is no more may have held it
+            run.is_given_up = run.is_forked = True
 
     def cancel_by(self, cancel: Cancel | None) -> None:
         """Have the calling thread's run interrupted by this call while there is one, instead of an exception here."""
@@ -215,6 +227,18 @@ class Timeouts:
                 return
             run.is_given_up = True
         self._give_up(run)
+
+
+_ALL: weakref.WeakSet[Timeouts] = weakref.WeakSet()
+
+
+def _note_fork() -> None:
+    for one in list(_ALL):
+        one.note_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
 
 
 def timed_out(run: Run, error: BaseException | None) -> HandlerTimeout:
