@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import FrozenInstanceError, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import pytest
@@ -37,8 +38,11 @@ from pubsub_core.broker import Broker, Consumer, DeadLetter, Membership
 from pubsub_core.errors import WorkerError
 from pubsub_core.message import DeadLetterReason
 from pubsub_core.worker import executor as executor_module
+from pubsub_core.worker import settler as settler_module
 from pubsub_core.worker.handover import Handover
+from pubsub_core.worker.outage import Outage
 from pubsub_core.worker.process import Worker
+from pubsub_core.worker.settler import Settler
 from tests.waiting import until
 
 WITHIN = 20.0  # seconds that anything may take before a test gives up on it
@@ -168,6 +172,7 @@ class WatchedConsumer(Consumer):
         return self._inner.maintain()
 
     def close(self) -> None:
+        self._may_fail("close")
         self._inner.close()
 
 
@@ -789,7 +794,7 @@ def test_a_delivery_without_a_handler_that_nobody_started_is_handed_back(shop):
     taken = worker._handover._lead({BILLING: 0})  # another thread reads, and takes the first
     worker._handover.finished(taken, 0.0)
     worker.stop()
-    assert sum(shop.broker.of("release")) == 1
+    shop.broker.wait_for(lambda: sum(shop.broker.of("release")) == 1)
 
 
 def test_a_handler_that_was_brief_so_far_and_takes_long_keeps_nothing_else_waiting(shop):
@@ -1249,6 +1254,63 @@ def test_an_outage_that_lasts_does_not_keep_a_worker_from_ending(shop, caplog):
     worker.stop()
     assert worker.join(3)
     assert "1 deliveries could not be settled in time: they will be delivered again" in caplog.text
+
+
+def test_who_stops_a_worker_does_not_wait_for_a_broker_that_hangs(shop):
+    @shop.pubsub.subscribe("orders")
+    def charge(message):
+        shop.seen.add(message.id)
+        shop.gate.wait(WITHIN)
+
+    answers = threading.Event()
+    shop.broker.fails["release"] = answers.wait
+    worker = shop.worker(threads=1)
+    shop.publish(3)
+    shop.seen.wait_until(1)
+    taken = worker._handover._lead({BILLING: 2})  # another thread reads, and takes the first
+    worker._handover.finished(taken, 0.0)
+    worker.stop()
+    assert worker.is_stopping
+    answers.set()
+    shop.broker.wait_for(lambda: sum(shop.broker.of("release")) == 1)
+
+
+def test_a_broker_that_hangs_as_it_is_left_does_not_keep_a_worker_from_ending(shop):
+    @shop.pubsub.subscribe("orders")
+    def charge(message):
+        raise AssertionError
+
+    answers = threading.Event()
+    shop.broker.fails["close"] = answers.wait
+    worker = shop.worker(threads=1)
+    worker.stop()
+    assert worker.join(0)
+    assert worker._maintenance.is_alive()
+    answers.set()
+    worker._maintenance.join(WITHIN)
+    assert not worker._maintenance.is_alive()
+
+
+def test_what_is_left_to_settle_is_not_begun_after_the_deadline(shop, caplog, monkeypatch):
+    """Where the broker hangs, each of them would take as long as it takes to find that out."""
+    now = 0.0
+    begun: list[int] = []
+    monkeypatch.setattr(settler_module, "monotonic", lambda: now)
+
+    def hang(number):
+        nonlocal now
+        now += 10.0
+        begun.append(number)
+
+    consumer = shop.broker.consumer([Membership(BILLING)], "one")
+    settler = Settler(consumer, Outage(), lambda _: None)
+    for number in range(5):
+        settler.do(partial(hang, number))
+    settler.stop(25.0)
+    settler.start()
+    settler.join()
+    assert begun == [0, 1, 2]
+    assert "2 deliveries could not be settled in time" in caplog.text
 
 
 @pytest.mark.parametrize("error", [NotPermitted("wrong password"), StreamConflict("'pubsub:orders' is a string")])

@@ -12,6 +12,7 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from types import TracebackType
 
@@ -36,6 +37,7 @@ _WAIT = 5.0  # seconds a read waits for something new; a wake-up ends it at once
 _BURST_WAIT = 0.05
 _LOOK = 1.0  # seconds between two looks for what is too much in hand
 _MAX_PAUSE = 5.0
+_LEAVING = 5.0  # seconds at most, of those for a shutdown, that are kept for leaving where settling takes all it gets
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +178,7 @@ class Worker:
             return
         self._stopping.set()
         self._ticker.stop()
-        self._executor.release(self._handover.stop())
+        self._hand_back_unstarted()
         self._consumer.wake()
         self._look_now.set()
 
@@ -185,30 +187,43 @@ class Worker:
 
         The default is `PUBSUB_SHUTDOWN_TIMEOUT`. Deliveries whose handlers are still at it are given to others.
         """
-        deadline = monotonic() + (self.settings.shutdown_timeout if timeout is None else timeout)
+        seconds = self.settings.shutdown_timeout if timeout is None else timeout
+        deadline = monotonic() + seconds
         while alive := [thread for thread in self._handlers if thread.is_alive()]:
             if monotonic() >= deadline:
                 break
             alive[0].join(min(_LOOK, max(0.0, deadline - monotonic())))  # it may be given up, and replaced, meanwhile
         self._timeouts.stop()
         self._timeouts.join()
-        self._executor.release(self._handover.stop())
+        self._hand_back_unstarted()
         running = self._handover.running()
-        self._executor.give_up_running(running)
-        self._settler.stop(max(deadline, monotonic() + 1))
+        if running:
+            self._settler.do(partial(self._executor.give_up_running, running))
+        self._settler.stop(max(deadline - min(_LEAVING, seconds / 5), monotonic() + 1))
         self._settler.join()
         self._is_over.set()
         self._look_now.set()
-        if self._maintenance.ident is not None:
-            self._maintenance.join()
+        if self._maintenance.is_alive():
+            self._maintenance.join(max(1.0, deadline - monotonic()))
+        else:
+            self._leave()
         if self._loop is not None and not running:
             self._loop.stop()
             self._loop.join()
-        if not any(thread.is_alive() for thread in self._handlers):
-            self._consumer.close()
         self._ticker.join(max(0.0, deadline - monotonic()))  # else it is cut short: a tick is fired, or it is not
         atexit.unregister(self._end_with_the_interpreter)
         return not running
+
+    def _hand_back_unstarted(self) -> None:
+        """Have the settler do it: where the broker hangs it takes long, and who stops us is not to wait."""
+        unstarted = self._handover.stop()
+        if unstarted:
+            self._settler.do(partial(self._executor.release, unstarted))
+
+    def _leave(self) -> None:
+        """Leave the groups, unless a handler still has to do with what came of them."""
+        if not any(thread.is_alive() for thread in self._handlers):
+            self._consumer.close()
 
     def _end_with_the_interpreter(self) -> None:
         """Stop, and wait until all is settled: else its threads would be cut off wherever they are."""
@@ -306,7 +321,9 @@ class Worker:
         self._stopping.wait(self._pause * random.uniform(0.5, 1))
 
     def _maintain(self) -> None:
-        """Keep the leases alive, also while the last handlers finish; hand back what turned out to be too much."""
+        """Keep the leases alive, also while the last handlers finish; hand back what turned out to be too much. At the
+        end leave: where the broker hangs, that takes longer than others wait for it.
+        """
         pause = 0.0
         while not self._is_over.is_set():
             self._look_now.wait(pause)
@@ -320,6 +337,7 @@ class Worker:
                 pause = min(1.0, self.settings.heartbeat)
             else:
                 self._outage.end("maintaining")
+        self._leave()
 
 
 def lease_of(runtime: Runtime) -> float:

@@ -1,6 +1,7 @@
 """Acknowledges what is done, many in one go, and tries again what the broker would not take."""
 
 import logging
+import math
 import random
 import threading
 from collections import deque
@@ -38,6 +39,7 @@ class Settler:
         self._again: list[Callable[[], None]] = []
         self._has_work = threading.Event()
         self._is_stopping = threading.Event()
+        self._deadline = math.inf
         self._has_ended = False  # as it should
         self.thread = library_thread("pubsub-settler", self._run, died)
 
@@ -130,7 +132,11 @@ class Settler:
                 raise
         with self._lock:
             again, self._again = self._again, []
-        for settle in again:
+        for number, settle in enumerate(again):
+            if monotonic() >= self._deadline:  # where the broker hangs, each of them takes long
+                with self._lock:
+                    self._again += again[number:]
+                break
             settle()  # it comes back to `try_again` if the broker still does not take it
         if self._again:
             self._has_work.set()
