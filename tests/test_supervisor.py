@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -23,7 +24,9 @@ from redis.exceptions import ResponseError
 import pubsub_core
 from pubsub_core import PubSub
 from pubsub_core.worker.child import _spare_the_collector
+from pubsub_core.worker.options import WorkerOptions
 from pubsub_core.worker.reload import CHANGED
+from pubsub_core.worker.supervisor import _Child, _Supervisor
 from tests.servers import RealServer, redis_server
 
 APPS = Path(__file__).parent / "apps"
@@ -312,6 +315,23 @@ def test_a_handler_that_outlasts_the_deadline_is_given_to_others(fleet):
     with fleet.worker("shop", "--burst") as second:
         assert second.wait() == 0
         assert second.find("^done 0 2 ")
+
+
+def test_what_does_not_stop_in_time_is_killed_once_and_waited_for(monkeypatch, caplog):
+    """A process that is killed may still take a while to end: it swaps, or waits for a disk."""
+    killed = []
+    monkeypatch.setattr(os, "waitpid", lambda *_: (0, 0))
+    monkeypatch.setattr(os, "kill", lambda *what: killed.append(what))
+    supervisor = _Supervisor(lambda: PubSub("memory://"), WorkerOptions(target="shop"), None)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        supervisor._children[1] = _Child(1, ours, is_watcher=False)
+        supervisor._stop_by = 0.0
+        for _ in range(3):
+            supervisor._reap()
+    assert killed == [(1, signal.SIGKILL)]
+    assert [record.getMessage() for record in caplog.records] == ["killing 1 processes that did not stop in time"]
+    assert supervisor._patience() > 0
 
 
 def test_a_process_that_is_told_to_stop_before_it_can_listen_stops(fleet):

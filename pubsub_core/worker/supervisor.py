@@ -453,6 +453,7 @@ class _Supervisor:
 
     def _kill(self) -> None:
         self._code = self._code or CRASHED
+        self._stop_by = math.inf  # once: then there is nothing to do but to wait until they are gone
         self._signal_all(signal.SIGKILL)
 
     def _end_watcher(self) -> None:
