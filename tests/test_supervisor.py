@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from time import monotonic, time
-from typing import Any
+from typing import IO, Any
 from uuid import uuid4
 
 import pytest
@@ -37,7 +37,13 @@ WITHIN = 30.0  # seconds that anything may take before a test gives up on it
 class Running:
     """A process and its children, what they wrote, and when they are gone. Killed when the `with` block is left."""
 
-    def __init__(self, command: Sequence[str | Path], cwd: Path, environment: dict[str, str]) -> None:
+    def __init__(
+        self,
+        command: Sequence[str | Path],
+        cwd: Path,
+        environment: dict[str, str],
+        stderr: int | IO[bytes] = subprocess.STDOUT,
+    ) -> None:
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("PUBSUB_", "FLASK_"))}
         self.process = subprocess.Popen(
             command,
@@ -45,7 +51,7 @@ class Running:
             env={**clean, "PYTHONDONTWRITEBYTECODE": "1", **environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=stderr,
             start_new_session=True,
         )
         self.lines: list[str] = []
@@ -121,12 +127,25 @@ class Fleet:
         self.client = Redis.from_url(url)
         self.pubsub = PubSub(url, namespace=self.namespace)
 
-    def run(self, *command: str | Path, cwd: Path = APPS, **environment: str) -> Running:
+    def run(
+        self,
+        *command: str | Path,
+        cwd: Path = APPS,
+        stderr: int | IO[bytes] = subprocess.STDOUT,
+        **environment: str,
+    ) -> Running:
         place = {"PUBSUB_URL": self.url, "PUBSUB_NAMESPACE": self.namespace}
-        return Running(command, cwd, {**place, **environment})
+        return Running(command, cwd, {**place, **environment}, stderr)
 
-    def worker(self, target: str, *options: str, cwd: Path = APPS, **environment: str) -> Running:
-        return self.run(BIN / "pubsub", "worker", target, *options, cwd=cwd, **environment)
+    def worker(
+        self,
+        target: str,
+        *options: str,
+        cwd: Path = APPS,
+        stderr: int | IO[bytes] = subprocess.STDOUT,
+        **environment: str,
+    ) -> Running:
+        return self.run(BIN / "pubsub", "worker", target, *options, cwd=cwd, stderr=stderr, **environment)
 
     def publish(self, count: int, do: str = "nothing", topic: str = "orders", first: int = 0) -> list[str]:
         with self.pubsub.batch() as batch:
@@ -545,6 +564,7 @@ def test_a_system_that_starts_no_process_for_a_while_is_asked_again(fleet):
     ("target", "expected"),
     [
         ("raises", ["Traceback", 'raise ValueError("the shop is closed")', "pubsub: 'raises' could not be loaded"]),
+        ("exits", ["Traceback", "SystemExit: DATABASE_URL is not set", "pubsub: 'exits' could not be loaded"]),
         ("needs", ["needs.py:3 could not import what it needs: No module named 'a_library_that_is_not_there'"]),
         ("shpo", ["there is no module 'shpo'", "shop"]),
         ("shop:pubsb", ["has no attribute 'pubsb'", "pubsub"]),
@@ -554,7 +574,24 @@ def test_an_application_that_cannot_be_loaded_is_told_and_not_tried_again(fleet,
     with fleet.worker(target, "-p", "4") as worker:
         assert worker.wait() == 2
         assert all(text in worker.output for text in expected), worker.output
-        assert worker.output.count("Traceback") == (target == "raises")
+        assert worker.output.count("Traceback") == (target in ("raises", "exits"))
+
+
+@pytest.mark.parametrize("target", ["raises", "needs"])
+def test_an_application_that_cannot_be_loaded_is_not_tried_again_though_nobody_reads_why(fleet, target):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as nobody, fleet.worker(target, stderr=nobody) as worker:
+        assert worker.wait() == 2
+
+
+def test_a_worker_works_though_nobody_reads_what_it_says(fleet):
+    fleet.publish(1)
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as nobody, fleet.worker("shop", "--burst", stderr=nobody) as worker:
+        worker.wait_for("^done 0 1 ")
+        assert worker.wait() == 0
 
 
 def test_a_worker_on_memory_is_told_what_to_do_instead(fleet):

@@ -55,7 +55,7 @@ def run_child(load: LoadTarget, options: WorkerOptions, pipe: socket.socket) -> 
     except PubSubError as error:
         _complain(options, str(error))
         return USAGE
-    except Exception:  # noqa: BLE001  # whatever the application's import raises: it is shown, not handled
+    except BaseException:  # noqa: BLE001  # whatever the import raises, sys.exit() too: it is shown, not handled
         _complain(options, f"{options.target!r} could not be loaded, see above", with_traceback=True)
         return USAGE
     _spare_the_collector(thresholds)
@@ -181,9 +181,14 @@ def _complain(options: WorkerOptions, text: str, *, with_traceback: bool = False
     if options.log_format == "json":
         log.critical("%s", text, exc_info=with_traceback)
         return
-    if with_traceback:
-        traceback.print_exc()
-    print(f"pubsub: {text}", file=sys.stderr)
+    trace = traceback.format_exc() if with_traceback else ""
+    say(f"{trace}pubsub: {text}")
+
+
+def say(text: str) -> None:
+    """Write to stderr what is not for the log. Who has closed it does not want to know."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def _stop_without_supervisor(worker: Worker) -> None:

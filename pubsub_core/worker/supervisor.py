@@ -18,7 +18,7 @@ from typing import Any
 
 from pubsub_core.logs import configure_logging
 from pubsub_core.metrics import Counts, Page
-from pubsub_core.worker.child import CRASHED, OK, USAGE, forget_exit_of_parent, leave, run_child
+from pubsub_core.worker.child import CRASHED, OK, USAGE, forget_exit_of_parent, leave, run_child, say
 from pubsub_core.worker.health import ProcessState, StallWatch, newest_looks, why_not_live, why_not_ready
 from pubsub_core.worker.options import LoadTarget, WorkerOptions
 from pubsub_core.worker.reload import CHANGED, check_reload, watch_for_changes
@@ -253,7 +253,7 @@ class _Supervisor:
             if self._options.log_format == "json":
                 log.info("%s", facts["banner"].partition("\n")[0])
             else:
-                print(facts["banner"], file=sys.stderr, flush=True)
+                say(facts["banner"])
 
     def _kill_the_deaf(self) -> None:
         """Kill processes in which Python does not run any more, as something in C keeps its lock, and late leavers.
