@@ -1117,6 +1117,41 @@ def test_a_worker_without_subscriptions_is_refused(shop):
         Worker(shop.pubsub)
 
 
+@pytest.mark.parametrize("threads", [0, -1, 2.5, "four", True, [4]])
+def test_a_number_of_threads_that_cannot_be_is_refused(shop, threads):
+    shop.pubsub.subscribe("orders")(shop.seen.add)
+    with pytest.raises(ConfigurationError, match=r"THREADS=.* cannot be: it must be a whole number, 1 or more"):
+        Worker(shop.pubsub, threads=threads)
+
+
+def test_a_number_of_threads_may_be_text_as_it_is_in_the_environment(shop):
+    shop.pubsub.subscribe("orders")(shop.seen.add)
+    assert Worker(shop.pubsub, threads="2").progress.free == 2  # type: ignore[arg-type]
+
+
+def test_a_worker_of_something_else_than_a_pubsub_is_refused_without_showing_it():
+    with pytest.raises(
+        ConfigurationError, match=r"takes the PubSub whose handlers it runs, and this is a str: "
+    ) as told:
+        Worker("redis://:secret@localhost")  # type: ignore[arg-type]
+    assert "secret" not in str(told.value)
+
+
+def test_a_worker_is_started_once(shop):
+    shop.pubsub.subscribe("orders")(shop.seen.add)
+    worker = shop.worker(threads=1)
+    with pytest.raises(WorkerError, match="make a new one"):
+        worker.start()
+    worker.stop()
+    assert worker.join(WITHIN)
+    with pytest.raises(WorkerError, match="make a new one"), worker:
+        pass
+    unstarted = Worker(shop.pubsub)
+    unstarted.stop()
+    with pytest.raises(WorkerError, match="make a new one"):
+        unstarted.start()
+
+
 # A broker that is away
 
 

@@ -22,6 +22,7 @@ from pubsub_core.message import Delivery, SubscriptionKey
 from pubsub_core.pubsub import PubSub
 from pubsub_core.runtime import Runtime
 from pubsub_core.schedule import Scheduler
+from pubsub_core.settings import Settings, keyword_layer
 from pubsub_core.worker.event_loop import EventLoop
 from pubsub_core.worker.executor import Executor
 from pubsub_core.worker.handover import Credit, Handover
@@ -67,10 +68,18 @@ class Worker:
     """
 
     def __init__(self, pubsub: PubSub, *, threads: int | None = None, burst: bool = False) -> None:
+        if not isinstance(pubsub, PubSub):
+            raise ConfigurationError(
+                f"a Worker takes the PubSub whose handlers it runs, and this is a {type(pubsub).__name__}: "
+                "pubsub = PubSub(url), then Worker(pubsub)"
+            )
         self.subscriptions = pubsub.subscriptions()
         if not (self.subscriptions or pubsub.schedules):
             raise ConfigurationError("there is nothing to do: no handler is subscribed. Use @pubsub.subscribe(...)")
         self.settings = pubsub.settings
+        count = (
+            self.settings.threads if threads is None else Settings.parse(keyword_layer({"threads": threads})).threads
+        )
         self._is_burst = burst
         broker, clock = pubsub.runtime.broker, pubsub.runtime.clock
         self._consumer = broker.consumer([one.membership for one in self.subscriptions], consumer_name())
@@ -106,7 +115,6 @@ class Worker:
             broker_time=broker.time,
             observe=None if self._observer is None else self._observer.note,
         )
-        count = threads or self.settings.threads
         self._handover = Handover(self.subscriptions, count, self._read, self._consumer.wake)
         self._handlers = [self._handler(number) for number in range(1, count + 1)]
         self._given_up = weakref.WeakSet[threading.Thread]()  # they may end before another takes their place
@@ -133,7 +141,13 @@ class Worker:
         return library_thread(f"pubsub-handler-{number}", self._handle, self._died)
 
     def start(self) -> None:
-        """Start all threads. Returns at once; whether the broker is there shows later."""
+        """Start all threads. Returns at once; whether the broker is there shows later. Raises WorkerError if it was
+        started or stopped before.
+        """
+        if self._process or self.is_stopping:
+            raise WorkerError(
+                "this worker was started or stopped before, and runs once: make a new one, Worker(pubsub)"
+            )
         self._process = os.getpid()
         atexit.register(self._end_with_the_interpreter)
         if self._loop is not None:
