@@ -1,7 +1,8 @@
 """Between payloads and bytes: JSON by pydantic. What a reader could not read is refused when it is written.
 
 That is NaN and infinities, more levels and longer numbers than JSON readers take, two keys of a dict that are the same
-text, and bytes that are not UTF-8. A field is written under its alias, if it has one, as it is read.
+text, bytes that are not UTF-8, and secrets, of which pydantic writes asterisks. Whether a type can read what it writes
+shows with the first payload of it. A field is written under its alias, if it has one, as it is read.
 """
 
 import math
@@ -28,6 +29,24 @@ _MORE_DIGITS_THAN_READABLE = b"0" * 4301
 
 _NOT_FINITE = "NaN and infinities are not JSON"
 _SAME_KEYS = "a dict in it has two keys that are the same text in JSON, so that a reader would lose one"
+
+# What pydantic writes in place of a secret, and the byte that tells that it may have.
+_MASK = b'"**********"'
+_STAR = ord("*")
+
+_MASKED = (
+    "it has a secret (SecretStr, SecretBytes), of which asterisks would be written. Send a reference to it; or, if all "
+    "who can read the topic may know it, give the field a @field_serializer that returns get_secret_value()"
+)
+
+# By the kind of pydantic's error: why a type writes what it cannot read.
+_REMEDIES = {
+    "missing": "A field is written under the name that it is read by, and not left out: alias= in place of "
+    "validation_alias= or serialization_alias= alone, and no exclude=True without a default",
+    "extra_forbidden": 'A @computed_field is written too, which extra="forbid" keeps from being read',
+    "json_type": "What a Json[...] holds is not written as text: annotate the field with the type that it holds",
+}
+_REMEDY = "It must be written as what it is read from: give it a serializer and a validator that fit, or another type"
 
 _BYTES_AS_BASE64 = (
     "it has bytes that are not UTF-8. Keep them in a model with "
@@ -69,6 +88,8 @@ class UntypedJson:
             raise ValidationError(f"the payload cannot be written as JSON: {_why_unwritable(error)}") from None
         if _has_words(encoded) or not _is_plain(payload):
             _refuse_what_is_lost(payload, encoded)
+        if _STAR in encoded:
+            _refuse_masked(payload, encoded)
         if len(encoded) > _SURELY_READABLE:
             _refuse_unreadable(encoded)
         return encoded
@@ -88,7 +109,8 @@ class TypedJson(Generic[T]):
     """JSON of one type: a pydantic model, or whatever else a `TypeAdapter` takes.
 
     Writers are strict: the payload is of the type, or plain JSON data that fits it without conversion. Readers are
-    lenient: pydantic's usual conversions, and unknown fields are ignored. The adapter is built at first use.
+    lenient: pydantic's usual conversions, and unknown fields are ignored. The adapter is built at first use, and the
+    first payload is read back, to see whether the type can.
     """
 
     def __init__(self, schema: Any) -> None:
@@ -96,6 +118,7 @@ class TypedJson(Generic[T]):
         self._is_model = isinstance(schema, type) and issubclass(schema, BaseModel)
         self._built: TypeAdapter[T] | None = None
         self._may_have_same_keys = True
+        self._can_read_itself = False
 
     @property
     def adapter(self) -> TypeAdapter[T]:
@@ -156,9 +179,27 @@ class TypedJson(Generic[T]):
             raise ValidationError(f"the payload cannot be written as JSON: {_NOT_FINITE}")
         if self._may_have_same_keys and _has_same_keys(payload):
             raise ValidationError(f"the payload cannot be written as JSON: {_SAME_KEYS}")
+        if _STAR in encoded:
+            _refuse_masked(payload, encoded)
         if len(encoded) > _SURELY_READABLE:
             _refuse_unreadable(encoded)
+        if not self._can_read_itself:
+            self._read_back(encoded)
         return encoded
+
+    def _read_back(self, encoded: bytes) -> None:
+        """Raise ValidationError if the type cannot read what it wrote; else note that it can."""
+        try:
+            self.adapter.validate_json(encoded)
+        except pydantic.ValidationError as error:
+            problems = problems_of(error)
+            remedies = dict.fromkeys(_REMEDIES.get(kind, _REMEDY) for kind in _kinds(error))  # each once, in order
+            raise ValidationError(
+                f"a reader could not read the payload as {type_name(self.schema)}: {_in_words(problems)}. "
+                f"{'. '.join(remedies)}",
+                problems,
+            ) from None
+        self._can_read_itself = True
 
     def _validated(self, adapter: TypeAdapter[T], payload: T) -> T:
         is_plain_data = isinstance(payload, Mapping) and (self._is_model or is_dataclass(self.schema))
@@ -254,6 +295,16 @@ def _refuse_what_is_lost(payload: Any, encoded: bytes) -> None:
         raise ValidationError(f"the payload cannot be written as JSON: {_NOT_FINITE}")
     if _has_same_keys(payload):
         raise ValidationError(f"the payload cannot be written as JSON: {_SAME_KEYS}")
+
+
+def _refuse_masked(payload: Any, encoded: bytes) -> None:
+    """Raise ValidationError if asterisks stand for a secret. Only what holds both is refused."""
+    if _MASK in encoded and _any_value(payload, _is_secret):
+        raise ValidationError(f"the payload cannot be written as JSON: {_MASKED}")
+
+
+def _is_secret(value: Any) -> bool:
+    return hasattr(type(value), "get_secret_value") and bool(value.get_secret_value())  # an empty one is not masked
 
 
 def _refuse_unreadable(encoded: bytes) -> None:

@@ -12,7 +12,18 @@ from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    Json,
+    JsonValue,
+    SecretBytes,
+    SecretStr,
+    computed_field,
+    field_serializer,
+    field_validator,
+)
 from typing_extensions import TypedDict
 
 from pubsub_core.codec import TypedJson, UntypedJson, codec_for, type_name
@@ -306,6 +317,116 @@ def test_payload_of_a_type_comes_back_as_that_type(schema: Any, payload: Any) ->
     decoded = codec.decode(codec.encode(payload))
     assert decoded == payload
     assert type(decoded) is type(payload)
+
+
+class ReadByAnotherName(BaseModel):
+    name: str = Field(validation_alias="Name")
+
+
+class WrittenByAnotherName(BaseModel):
+    name: str = Field(serialization_alias="Name")
+
+
+class LeftOut(BaseModel):
+    name: str = Field(exclude=True)
+
+
+class Computing(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    @computed_field
+    def name(self) -> str:
+        return "computed"
+
+
+class HoldingJson(BaseModel):
+    name: Json[dict[str, int]]
+
+
+class Grid(BaseModel):
+    name: dict[tuple[int, int], int]
+
+
+@pytest.mark.parametrize(
+    ("payload", "remedy"),
+    [
+        (ReadByAnotherName(Name="x"), "Name: Field required. A field is written under the name that it is read by"),
+        (WrittenByAnotherName(name="x"), "name: Field required. A field is written under the name that it is read by"),
+        (LeftOut(name="x"), "name: Field required.*no exclude=True"),
+        (Computing(), r"name: Extra inputs are not permitted. A @computed_field is written too"),
+        (HoldingJson.model_validate({"name": "{}"}), r"name: .*What a Json\[...\] holds is not written as text"),
+        (Grid(name={(1, 2): 3}), r"name\.1,2.*It must be written as what it is read from"),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+def test_a_type_that_cannot_read_what_it_writes_is_refused_each_time(payload: BaseModel, remedy: str) -> None:
+    codec = TypedJson[Any](type(payload))
+    for _ in range(2):
+        with pytest.raises(
+            ValidationError, match=rf"a reader could not read the payload as {codec.schema.__name__}: {remedy}"
+        ):
+            codec.encode(payload)
+
+
+class Login(BaseModel):
+    token: SecretStr
+    key: SecretBytes = SecretBytes(b"")
+
+
+class Open(Login):
+    @field_serializer("token")
+    def shown(self, token: SecretStr) -> str:
+        return token.get_secret_value()
+
+
+@pytest.mark.parametrize("payload", [Login(token=SecretStr("t")), Login(token=SecretStr(""), key=SecretBytes(b"k"))])
+def test_a_secret_of_which_asterisks_would_be_written_is_refused(payload: Login) -> None:
+    for codec, whole in ((TypedJson[Any](Login), payload), (UntypedJson(), {"login": [payload]})):
+        codec.encode(Login(token=SecretStr("")))  # nothing is hidden of nothing
+        with pytest.raises(ValidationError, match=r"asterisks would be written.*@field_serializer"):
+            codec.encode(whole)
+    with pytest.raises(ValidationError, match="asterisks would be written"):
+        TypedJson[Any](Login).encode({"token": "t"})
+
+
+def test_a_secret_that_its_type_writes_arrives_and_so_do_asterisks() -> None:
+    codec = TypedJson[Open](Open)
+    assert codec.decode(codec.encode(Open(token=SecretStr("t")))).token.get_secret_value() == "t"
+    assert UntypedJson().decode(UntypedJson().encode(["**********"])) == ["**********"]
+
+
+class Doubling(BaseModel):
+    number: int
+
+    @field_validator("number")
+    @classmethod
+    def doubled(cls, number: int) -> int:
+        return 2 * number
+
+
+def test_a_type_may_change_what_it_reads() -> None:
+    codec = TypedJson[Doubling](Doubling)
+    assert codec.decode(codec.encode(Doubling(number=1))).number == 4
+
+
+def test_a_type_reads_its_first_payload_back_and_no_other() -> None:
+    read = []
+
+    class Order(BaseModel):
+        number: int
+
+        @field_validator("number")
+        @classmethod
+        def noted(cls, number: int) -> int:
+            read.append(number)
+            return number
+
+    codec = TypedJson[Order](Order)
+    first, second = Order(number=1), Order(number=2)
+    read.clear()
+    codec.encode(first)
+    codec.encode(second)
+    assert read == [1]
 
 
 def test_plain_data_that_fits_a_model_is_fine() -> None:
