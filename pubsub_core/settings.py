@@ -124,6 +124,11 @@ class Settings:
                     )
                 if name.lower() not in values and value is not None:
                     values[name.lower()] = _parsed(key, value, known[name].metadata)
+        if "url" not in values and any(layer.get(f"{PREFIX}REDIS_URL") for layer in layers):
+            raise ConfigurationError(
+                "PUBSUB_REDIS_URL is set, but is read only from the config of a Flask app, and without a URL nothing "
+                "would leave this process. Set PUBSUB_URL"
+            )
         settings = cls(**values)
         check_name("group", settings.group, "Set PUBSUB_GROUP")
         check_name("namespace", settings.namespace, "Set PUBSUB_NAMESPACE")
@@ -139,5 +144,13 @@ def _parsed(key: str, value: object, metadata: types.MappingProxyType[Any, Any])
 
 
 def keyword_layer(keywords: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn keyword arguments (`threads=4`) into a layer for `Settings.parse` (`PUBSUB_THREADS`)."""
+    """Turn keyword arguments (`threads=4`) into a layer for `Settings.parse` (`PUBSUB_THREADS`).
+
+    Raises ConfigurationError for those whose key is for others to read: `parse` would pass over it.
+    """
+    for name in keywords:
+        if name.upper() in FOREIGN_KEYS:
+            known = [item.name for item in fields(Settings)]
+            near = " It is url=." if name.lower().endswith("url") else did_you_mean(name, known)
+            raise ConfigurationError(f"unknown setting {name}=.{near} Known: {', '.join(known)}")
     return {PREFIX + name.upper(): value for name, value in keywords.items()}

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -17,6 +18,8 @@ from pubsub_core.settings import PREFIX, Settings
 log = logging.getLogger("pubsub")
 
 ORIGINAL_PREFIX = "PUBSUB_REDIS"
+_ORIGINAL_KEYS = (f"{ORIGINAL_PREFIX}_URL", f"{ORIGINAL_PREFIX}_OPTION")
+_OF_LONGER_PREFIX = re.compile(f"{ORIGINAL_PREFIX}_.+_(URL|OPTION)")  # which another `Producer` may have been given
 
 # Flask gives the options of `flask pubsub worker` and the others variables of these names: they are settings only if
 # they are called like one, such as FLASK_PUBSUB_PUBLISH_TIMEOUT.
@@ -32,7 +35,7 @@ def settings_for(app: Flask, keywords: Mapping[str, Any], prefix: str = ORIGINAL
     Raises ConfigurationError for unknown keys and values that cannot be.
     """
     original = original_layer(app.config, prefix)
-    own = {key: value for key, value in app.config.items() if not key.startswith(f"{prefix}_")}
+    own = {key: value for key, value in app.config.items() if not _is_of_original(key, prefix)}
     of_flask = {
         key.removeprefix("FLASK_"): value for key, value in os.environ.items() if key.startswith("FLASK_PUBSUB_")
     }
@@ -47,6 +50,15 @@ def settings_for(app: Flask, keywords: Mapping[str, Any], prefix: str = ORIGINAL
     if app.testing and all(layer.get("PUBSUB_URL") is None for layer in layers):
         log.info("TESTING is on and PUBSUB_URL is not set: %s uses memory://", app.name)
     return settings
+
+
+def _is_of_original(key: str, prefix: str) -> bool:
+    """Whether a key is one of the original package. Raises ConfigurationError for one that only looks like it."""
+    if key.startswith(f"{ORIGINAL_PREFIX}_") and key not in _ORIGINAL_KEYS and not _OF_LONGER_PREFIX.fullmatch(key):
+        raise ConfigurationError(
+            f"unknown setting {key!r}.{did_you_mean(key, _ORIGINAL_KEYS)} Known: {', '.join(_ORIGINAL_KEYS)}"
+        )
+    return key.startswith(f"{prefix}_")
 
 
 def original_layer(config: Mapping[str, Any], prefix: str) -> dict[str, Any]:

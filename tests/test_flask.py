@@ -66,6 +66,19 @@ def test_unknown_key_in_config_is_refused_naming_the_nearest() -> None:
         PubSub(make_app(PUBSUB_THREAD=4))
 
 
+@pytest.mark.parametrize(
+    ("key", "near"), [("PUBSUB_REDIS_OPTIONS", "PUBSUB_REDIS_OPTION"), ("PUBSUB_REDIS_URI", "PUBSUB_REDIS_URL")]
+)
+def test_a_key_like_those_of_the_original_is_refused_naming_the_nearest(key: str, near: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"unknown setting '{key}'\. Did you mean '{near}'\?"):
+        PubSub(make_app(**{key: "redis://x"}))
+
+
+def test_keys_of_another_prefix_are_for_whoever_was_given_it() -> None:
+    app = make_app(PUBSUB_URL="memory://", PUBSUB_REDIS_EVENTS_URL="redis://x", PUBSUB_REDIS_EVENTS_OPTION={})
+    assert PubSub(app).settings.url == "memory://"
+
+
 def test_options_of_the_flask_command_in_the_environment_are_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLASK_PUBSUB_WORKER_LOG_LEVEL", "DEBUG")
     app = make_app()

@@ -72,6 +72,24 @@ def test_unknown_keyword_and_environment_are_refused(monkeypatch: pytest.MonkeyP
         _ = pubsub.settings
 
 
+@pytest.mark.parametrize("name", ["redis_url", "REDIS_URL", "redis_option", "app", "emulator_host", "project_id"])
+def test_a_keyword_is_never_for_others_to_read(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"unknown setting {name}=.*Known: url, group, "):
+        PubSub(**{name: "redis://x"})  # type: ignore[arg-type]  # whatever it is, it is no setting
+
+
+def test_the_keyword_of_the_url_is_told() -> None:
+    with pytest.raises(ConfigurationError, match=r"unknown setting redis_url=\. It is url=\. Known"):
+        PubSub(redis_url="redis://x")
+
+
+def test_the_original_url_in_the_environment_does_not_mean_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PUBSUB_REDIS_URL", "redis://x")
+    with pytest.raises(ConfigurationError, match=r"PUBSUB_REDIS_URL is set.*Set PUBSUB_URL"):
+        _ = PubSub().settings
+    assert PubSub("memory://").settings.url == "memory://"
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
