@@ -18,6 +18,7 @@ from pubsub_core.broker import (
     ScheduleKey,
     Terms,
 )
+from pubsub_core.clock import Clock
 from pubsub_core.errors import (
     BrokerError,
 )
@@ -112,10 +113,10 @@ class RedisBroker(RedisInspector):
                 count = len(messages)
                 looks = count <= _LOOKED_FOR and len(self._lent) == 1  # others who publish would be kept from running
                 if count == 1:
-                    link.send_packed(packed_adds(packed_stream, messages), 1)
+                    link.send_packed(packed_adds(packed_stream, messages, self.options.clock), 1)
                     results = link.read_many(1, looks=looks)
                 else:
-                    link.send_packed(_in_pieces(packed_stream, messages), count + 2)
+                    link.send_packed(_in_pieces(packed_stream, messages, self.options.clock), count + 2)
                     begun, *queued, results = link.read_many(count + 2, looks=looks)
                     if isinstance(begun, Exception):  # not permitted, so they went without
                         results = queued
@@ -223,7 +224,7 @@ class RedisBroker(RedisInspector):
     def fire(self, key: ScheduleKey, spec: str, tick: float, message: Message[bytes]) -> Fired:
         """Publish the message of a tick, once. See the seam."""
         options = self.options.topics.get(key.topic, USUAL)
-        more = (round(tick * 1000), *room_of(options), *entry_values(message))
+        more = (round(tick * 1000), *room_of(options), *entry_values(message, self.options.clock))
         command = self._schedule_command(key, "-", spec, "fire", *more)
         came_of_it, _ = self.call(self.keys(key.topic).stream, command, f"schedule {key.name!r}")
         fired = came_of_it.decode()
@@ -258,10 +259,10 @@ class RedisBroker(RedisInspector):
         self.close_idle()
 
 
-def _in_pieces(stream: bytes, messages: Sequence[Message[bytes]]) -> Iterator[bytes]:
+def _in_pieces(stream: bytes, messages: Sequence[Message[bytes]], clock: Clock) -> Iterator[bytes]:
     """Pack a transaction piece by piece, so that the server reads the one while the next is packed."""
     before = _MULTI
     for at in range(0, len(messages), _PIECE):
-        packed = packed_adds(stream, messages[at : at + _PIECE])
+        packed = packed_adds(stream, messages[at : at + _PIECE], clock)
         yield b"".join([before, *packed, b"" if at + _PIECE < len(messages) else _EXEC])
         before = b""

@@ -14,7 +14,7 @@ from typing import Any, cast
 import pydantic_core
 
 from pubsub_core.broker import DeadLetter
-from pubsub_core.clock import moment_at
+from pubsub_core.clock import Clock, moment_at
 from pubsub_core.ids import published_at
 from pubsub_core.message import (
     NO_HEADERS,
@@ -41,12 +41,12 @@ def place_of(entry_id: str) -> tuple[int, int]:
     return int(milliseconds), int(number or 0)
 
 
-def add_command(stream: str, message: Message[bytes]) -> Command:
+def add_command(stream: str, message: Message[bytes], clock: Clock) -> Command:
     """Return the XADD of a message."""
-    return ("XADD", stream, "*", *entry_fields(message))
+    return ("XADD", stream, "*", *entry_fields(message, clock))
 
 
-def packed_adds(stream: bytes, messages: Iterable[Message[bytes]]) -> list[bytes]:
+def packed_adds(stream: bytes, messages: Iterable[Message[bytes]], clock: Clock) -> list[bytes]:
     """Return the XADDs of messages as they go over the wire (RESP): `add_command` of each, packed."""
     begin = _BEGIN % (len(stream), stream)
     packed: list[bytes] = []
@@ -61,7 +61,7 @@ def packed_adds(stream: bytes, messages: Iterable[Message[bytes]]) -> list[bytes
         ):  # as nearly all are
             packed.append(b"%b%b\r\n$7\r\npayload\r\n$%d\r\n%b%b" % (begin, message_id, len(payload), payload, _END))
         else:
-            values = [one.encode() if isinstance(one, str) else one for one in entry_values(message)]
+            values = [one.encode() if isinstance(one, str) else one for one in entry_values(message, clock)]
             packed.append(_ADD % (len(stream), stream, *(part for one in values for part in (len(one), one))))
     return packed
 
@@ -75,19 +75,19 @@ _ADD = (
 )
 
 
-def entry_fields(message: Message[bytes], only: str | None = None) -> tuple[str | bytes, ...]:
+def entry_fields(message: Message[bytes], clock: Clock, only: str | None = None) -> tuple[str | bytes, ...]:
     """Return the names and values of a message's entry. All groups but `only` pass over it, if that is given."""
-    message_id, payload, key, headers, source = entry_values(message, only)
+    message_id, payload, key, headers, source = entry_values(message, clock, only)
     return "id", message_id, "payload", payload, "key", key, "headers", headers, "source", source
 
 
-def entry_values(message: Message[bytes], only: str | None = None) -> tuple[str | bytes, ...]:
-    """Return the five values of a message's entry."""
+def entry_values(message: Message[bytes], clock: Clock, only: str | None = None) -> tuple[str | bytes, ...]:
+    """Return the five values of a message's entry, which is to be stored now: by the clock of who publishes."""
     headers = pydantic_core.to_json(dict(message.headers)) if message.headers else b""
     # An empty key is not no key: "=" stands before one that there is.
     key = "" if message.key is None else "=" + message.key
     plain = only is None and _is_plain(message)
-    return message.id, message.payload, key, headers, "" if plain else _source(message, only)
+    return message.id, message.payload, key, headers, "" if plain else _source(message, clock, only)
 
 
 def _is_plain(message: Message[bytes]) -> bool:
@@ -95,11 +95,11 @@ def _is_plain(message: Message[bytes]) -> bool:
     return message.source == "publish" and message.expires_at is None
 
 
-def _source(message: Message[bytes], only: str | None) -> str:
+def _source(message: Message[bytes], clock: Clock, only: str | None) -> str:
     """Return where a message came from: words, of which a message that is simply published has none.
 
     `cron`, or `replay:` and a group, comes first; then, of a tick, `for:` and its time, and `life:` with the
-    milliseconds from being stored to expiring. A replay does not expire.
+    milliseconds from being stored to expiring, so that the server's clock may be another. A replay does not expire.
     """
     words = []
     if only is not None:
@@ -109,7 +109,7 @@ def _source(message: Message[bytes], only: str | None) -> str:
     if message.scheduled_for is not None:
         words.append(f"for:{round(message.scheduled_for.timestamp() * 1000)}")
     if message.expires_at is not None and only is None:
-        words.append(f"life:{max(0, round((message.expires_at - message.published_at).total_seconds() * 1000))}")
+        words.append(f"life:{max(0, round((message.expires_at.timestamp() - clock.time()) * 1000))}")
     return " ".join(words)
 
 

@@ -15,6 +15,7 @@ import redis.exceptions as theirs
 
 from pubsub_core.backlog import backlog_is_full
 from pubsub_core.broker import IN_MEMORY, USUAL, Durability, Terms, TopicOptions
+from pubsub_core.clock import Clock
 from pubsub_core.errors import (
     BrokerError,
     BrokerUnavailable,
@@ -150,13 +151,13 @@ class Publish:
         by_topic: dict[str, list[Message[bytes]]] = defaultdict(list)
         for message in messages:
             by_topic[message.topic].append(message)
-        topics = self._broker.options.topics
+        topics, clock = self._broker.options.topics, self._broker.options.clock
         wake_up = control_channel(self._broker.options.namespace)
         tokens = self._tokens if self._asks_for_fences else None
         if tokens is None:
             self._unmarked.update(map(_name, messages))
         batches = [
-            _Batch(self._broker.keys(topic), members, topics.get(topic, USUAL), self._terms, wake_up, tokens)
+            _Batch(self._broker.keys(topic), members, topics.get(topic, USUAL), self._terms, wake_up, clock, tokens)
             for topic, members in by_topic.items()
         ]
         sent = (node, link.client_id, link.address)
@@ -443,6 +444,7 @@ class _Batch:
     options: TopicOptions
     terms: Mapping[str, Terms]
     wake_up: str
+    clock: Clock
     tokens: Mapping[_Name, str] | None
     """What opens the fences of messages that may have been stored before; None if nobody asks for fences."""
 
@@ -459,7 +461,7 @@ class _Batch:
         """Return what to send."""
         if self.is_scripted:
             return [self._script()]
-        adds = [add_command(self.keys.stream, message) for message in self.messages]
+        adds = [add_command(self.keys.stream, message, self.clock) for message in self.messages]
         return adds if len(adds) == 1 else [("MULTI",), *adds, ("EXEC",)]
 
     def _script(self) -> Command:
@@ -481,7 +483,13 @@ class _Batch:
             if self.tokens is not None:
                 names.append(self.keys.fence(message.id))
                 fence = (len(names), self.tokens.get(_name(message), ""))
-            arguments += (_when(terms), which, math.ceil(terms.window * 1000), *fence, *entry_values(message))
+            arguments += (
+                _when(terms),
+                which,
+                math.ceil(terms.window * 1000),
+                *fence,
+                *entry_values(message, self.clock),
+            )
         wake_up = due_prefix(self.messages[0].topic)
         return script_call("add", names, *room_of(self.options), self.wake_up, wake_up, *arguments)
 

@@ -468,8 +468,8 @@ def test_batch_whose_connection_is_killed_between_its_pieces_is_stored_once(
     first = publish(broker)
     in_pieces, struck = broker_module._in_pieces, []
 
-    def pieces(stream: bytes, messages: Sequence[Message[bytes]]) -> Iterator[bytes]:
-        for number, piece in enumerate(in_pieces(stream, messages), 1):
+    def pieces(*arguments: Any) -> Iterator[bytes]:
+        for number, piece in enumerate(in_pieces(*arguments), 1):
             yield piece
             if number == sent:
                 struck.append(place.client.client_kill_filter(_type="normal", skipme=True))

@@ -261,6 +261,19 @@ class TimeConformance(Harness):
         consumer.nack(first, 0.05)
         assert self.take_one(consumer, step=0.05).message.expires_at == first.message.expires_at
 
+    def test_a_message_that_is_stored_late_expires_no_later(self, broker: Broker) -> None:
+        """As that of a batch that is committed again; one whose time is over then has expired when it comes."""
+        key = self.key()
+        consumer = self.joined(broker, key)
+        for left in (60, -60):
+            now = self.clock.time()
+            published_at, expires_at = (datetime.fromtimestamp(one, UTC) for one in (now - 3_600, now + left))
+            broker.publish([replace(self.message(key.topic), published_at=published_at, expires_at=expires_at)])
+            received = self.take_one(consumer).message
+            assert received.expires_at is not None
+            remaining = received.expires_at.timestamp() - broker.time()
+            assert (0 < remaining <= 60 + SLACK) if left > 0 else remaining <= 0
+
     @needs("inspect")
     def test_a_replay_does_not_expire(self, broker: Broker) -> None:
         """Its letter still says when it did."""
