@@ -309,6 +309,15 @@ def test_consumer_of_many_groups_remembers_no_more_in_all_than_one_of_few(place:
         assert sum(group.settled.maxlen or math.inf for group in groups) <= 100_000
 
 
+@pytest.mark.parametrize("heartbeat", [0.5, 1.0, 2.0, 10.0, 60.0])
+@pytest.mark.parametrize("publish_timeout", [0.1, 5.0, 120.0])
+def test_a_stuck_request_leaves_time_to_give_the_sign_of_life_anew(heartbeat: float, publish_timeout: float) -> None:
+    options = BrokerOptions(SystemClock(), "pubsub", heartbeat, publish_timeout, {})
+    patience = open_redis("redis://localhost:1", options).servers.connection("").socket_timeout
+    age, pause = heartbeat, min(1.0, heartbeat)
+    assert age + patience + pause < options.lease
+
+
 def test_stalled_connection_is_given_up_before_the_sign_of_life_expires(place: Place, proxy: Proxy) -> None:
     """However long a publish may take."""
     options = BrokerOptions(SystemClock(), place.namespace, 2.0, 120.0, {})
