@@ -5,6 +5,7 @@ from types import MappingProxyType
 
 from pubsub_core.context import CORRELATION_ID, message_at_work
 from pubsub_core.errors import ValidationError
+from pubsub_core.names import is_text
 
 TRACEPARENT = "traceparent"
 
@@ -31,14 +32,17 @@ def merged_headers(
     """Return all of them: given ones win over those that are made, of which the last wins, and these over inherited."""
     headers = dict(inherited or {})
     for make in makers:
-        headers |= _checked(make(), topic, f", by {getattr(make, '__qualname__', repr(make))}")
-    headers |= _checked(given or {}, topic)
+        headers |= checked_headers(make(), topic, f", by {getattr(make, '__qualname__', repr(make))}")
+    headers |= checked_headers(given or {}, topic)
     return MappingProxyType(headers)
 
 
-def _checked(headers: object, topic: str, by: str = "") -> Mapping[str, str]:
+def checked_headers(headers: object, topic: str, by: str = "") -> Mapping[str, str]:
+    """Return headers that can be sent. Raises ValidationError, which tells `by` what they were given."""
     if not isinstance(headers, Mapping):
         raise ValidationError(f"headers on topic {topic!r}{by}: they are a mapping, not {type(headers).__name__}")
-    if not all(isinstance(name, str) and isinstance(value, str) for name, value in headers.items()):
-        raise ValidationError(f"headers on topic {topic!r}{by}: names and values are text")
+    if not all(is_text(name) and is_text(value) for name, value in headers.items()):
+        raise ValidationError(
+            f"headers on topic {topic!r}{by}: names and values are text, without half surrogate pairs"
+        )
     return headers

@@ -1,10 +1,10 @@
-"""The names of topics and groups, and which of them are refused."""
+"""The names of topics and groups, and other text: what of it is refused."""
 
 import difflib
 import os
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from pubsub_core.errors import ConfigurationError
 
@@ -42,6 +42,16 @@ def module_name(names: Mapping[str, Any]) -> str:
 
 
 _RUN_AS_PROGRAM = ("__main__", "__mp_main__")  # the second in a process that `multiprocessing` spawned
+
+
+def is_text(value: object) -> TypeGuard[str]:
+    """Whether it is text that can be written: half of a surrogate pair cannot."""
+    if not isinstance(value, str):
+        return False
+    try:
+        return value.isascii() or bool(value.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def did_you_mean(wrong: str, known: Iterable[str]) -> str:

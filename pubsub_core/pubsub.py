@@ -34,7 +34,7 @@ from pubsub_core.errors import (
     SubscriptionError,
     ValidationError,
 )
-from pubsub_core.headers import MakeHeaders, inherited_headers, merged_headers
+from pubsub_core.headers import MakeHeaders, checked_headers, inherited_headers, merged_headers
 from pubsub_core.message import PLAIN_FIELDS, Message, SubscriptionKey, message_of
 from pubsub_core.metrics import Metrics
 from pubsub_core.middleware import HandleMiddleware, PublishMiddleware, chain, refuse_async
@@ -53,7 +53,7 @@ from pubsub_core.subscription import (
     second_handler,
     second_schedule,
 )
-from pubsub_core.terms import Dedup, expiry_of, moment_of, terms_of
+from pubsub_core.terms import Dedup, checked_key, expiry_of, moment_of, terms_of
 from pubsub_core.topic import Topic, contradicts, options_shown, topic_options
 from pubsub_core.versions import checked_version
 
@@ -465,7 +465,7 @@ class PubSub:
         asked = self._durability(runtime, name, durability)
         terms = NO_TERMS
         if delay is not None or at is not None or dedup is not None:
-            terms = {own_id: terms_of(name, delay, at, expires, dedup)}
+            terms = {own_id: terms_of(name, fields["published_at"], delay, at, expires, dedup)}
         ids: Sequence[str] = (own_id,)
 
         def send(encoded: "Message[bytes]") -> None:  # in quotes: it would be evaluated at each publish
@@ -521,9 +521,7 @@ class PubSub:
         fields["topic"] = name
         fields["payload"] = payload
         if key is not None:
-            if not isinstance(key, str):
-                raise ValidationError(f"key={key!r} on topic {name!r}: a key is text")
-            fields["key"] = key
+            fields["key"] = checked_key(name, key)
         inherited = self._inherited_headers()
         if headers or inherited or self._header_makers:
             fields["headers"] = merged_headers(name, headers, self._header_makers, inherited)
@@ -537,12 +535,16 @@ class PubSub:
 
     def _through(self, runtime: Runtime, fields: dict[str, Any], send: Callable[[Message[bytes]], None]) -> None:
         """Have a message sent through the publish middleware."""
-        if self._publish_middleware:
-            chain(self._publish_middleware, lambda message: send(self._encoded(runtime, {**vars(message)})))(
-                message_of(fields)
-            )
-        else:
+        if not self._publish_middleware:
             send(self._encoded(runtime, fields))
+            return
+        given = message_of(fields)
+
+        def encode_and_send(message: "Message[Any]") -> None:
+            _check_passed_on(message, given)
+            send(self._encoded(runtime, {**vars(message)}))
+
+        chain(self._publish_middleware, encode_and_send)(given)
 
     _inherited_headers = staticmethod(inherited_headers)
 
@@ -743,7 +745,7 @@ class Batch:
         own_id: str = fields["id"]
         own = None
         if delay is not None or at is not None or dedup is not None:
-            own = terms_of(name, delay, at, expires, dedup)
+            own = terms_of(name, fields["published_at"], delay, at, expires, dedup)
         pubsub._through(runtime, fields, self._add)  # noqa: SLF001
         if own is not None:
             self._terms[own_id] = own
@@ -828,6 +830,19 @@ class Batch:
             self.commit()
         else:
             self.discard()
+
+
+def _check_passed_on(message: Message[Any], given: Message[Any]) -> None:
+    """Raise an error if publish middleware made another message of one, or one that cannot be sent."""
+    if (message.topic, message.id) != (given.topic, given.id):
+        raise ConfigurationError(
+            f"nothing was published to {given.topic!r}: a publish middleware passed on a message with another "
+            f"{'id' if message.topic == given.topic else 'topic'}. Payload, key and headers may be changed; to publish "
+            "elsewhere too, call publish() in it"
+        )
+    if message.key is not None:
+        checked_key(message.topic, message.key)
+    checked_headers(message.headers, message.topic, ", by a publish middleware")
 
 
 def _ids(messages: Sequence[Message[Any]]) -> list[str]:

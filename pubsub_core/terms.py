@@ -8,6 +8,7 @@ from pubsub_core.broker import Terms
 from pubsub_core.clock import seconds_of
 from pubsub_core.errors import ValidationError
 from pubsub_core.ids import published_at
+from pubsub_core.names import is_text
 
 Dedup = str | tuple[str, float | timedelta]
 """A key, or a key and a window in seconds."""
@@ -26,6 +27,13 @@ def moment_of(topic: str, message_id: object) -> datetime:
         f"id={message_id!r} on topic {topic!r}: it is for the id of an earlier publish, a UUID of version 7, in lower "
         "case"
     )
+
+
+def checked_key(topic: str, key: object) -> str:
+    """Return the key of a message. Raises ValidationError for what is none."""
+    if not is_text(key):
+        raise ValidationError(f"key={key!r} on topic {topic!r}: a key is text, without half surrogate pairs")
+    return key
 
 
 _DEDUP_LENGTH = 512
@@ -50,29 +58,39 @@ def expiry_of(topic: str, now: datetime, expires: float | timedelta) -> datetime
         return datetime.max.replace(tzinfo=UTC)
 
 
-def terms_of(
+def terms_of(  # noqa: PLR0917  # by position, as what it is told of
     topic: str,
+    published_at: datetime,
     delay: float | timedelta | None,
     at: datetime | None,
     expires: float | timedelta | None,
     dedup: Dedup | None,
 ) -> Terms:
-    """Return when, and whether, a message is to be published. Raises ValidationError for what cannot be."""
+    """Return when, and whether, a message is to be published that was first published then.
+
+    Raises ValidationError for what cannot be.
+    """
     if delay is not None and at is not None:
         raise ValidationError(f"delay={delay!r} and at={at!r} on topic {topic!r}: say one of them")
-    wait = 0.0 if delay is None else _checked_seconds(topic, "delay", delay)
+    wait = seconds = 0.0 if delay is None else _checked_seconds(topic, "delay", delay)
+    if at is not None:
+        if not isinstance(at, datetime) or at.utcoffset() is None:
+            raise ValidationError(
+                f"at={at!r} on topic {topic!r}: it is a datetime with a time zone: datetime(..., tzinfo=UTC)"
+            )
+        wait = max(0.0, (at - published_at).total_seconds())
     if expires is not None and wait >= seconds_of(expires):
+        said = f"delay={delay!r}" if at is None else f"at={at!r}"
         raise ValidationError(
-            f"delay={delay!r} on topic {topic!r} is not less than expires={expires!r}: it would never be handled"
+            f"{said} on topic {topic!r} is not before it expires, {expires!r} from now: it would never be handled"
         )
-    if at is not None and (not isinstance(at, datetime) or at.tzinfo is None):
+    key, window = dedup if isinstance(dedup, tuple) and len(dedup) == 2 else (dedup, _DEDUP_WINDOW)
+    if dedup is not None and not (is_text(key) and 0 < len(key) <= _DEDUP_LENGTH):
         raise ValidationError(
-            f"at={at!r} on topic {topic!r}: it is a datetime with a time zone: datetime(..., tzinfo=UTC)"
+            f"dedup={dedup!r} on topic {topic!r}: a key is text, 1 to {_DEDUP_LENGTH} characters; or a tuple of one "
+            "and its window"
         )
-    key, window = dedup if isinstance(dedup, tuple) else (dedup, _DEDUP_WINDOW)
-    if key is not None and not (isinstance(key, str) and 0 < len(key) <= _DEDUP_LENGTH):
-        raise ValidationError(f"dedup={dedup!r} on topic {topic!r}: a key is text, 1 to {_DEDUP_LENGTH} characters")
-    seconds = _checked_seconds(topic, "the window of dedup", window)
-    if seconds < 0.001:
+    kept_for = _checked_seconds(topic, "the window of dedup", window)
+    if kept_for < 0.001:
         raise ValidationError(f"dedup={dedup!r} on topic {topic!r}: the window is more than 0 seconds")
-    return Terms(wait, None if at is None else at.timestamp(), key, seconds)
+    return Terms(seconds, None if at is None else at.timestamp(), key, kept_for)

@@ -17,6 +17,7 @@ from pubsub_core import (
     PubSub,
     Reject,
     Retry,
+    ValidationError,
     current_message,
 )
 from pubsub_core.worker.process import Worker
@@ -239,6 +240,32 @@ def test_a_publish_middleware_sees_all_headers_and_the_error_of_the_payload() ->
     with pytest.raises(ValueError, match="cannot be written as JSON"):
         shop.pubsub.publish("orders", object())
     assert seen == [{"tenant": "acme", "a": "b"}, {"tenant": "acme"}, "ValidationError"]
+
+
+@pytest.mark.parametrize("in_batch", [False, True])
+@pytest.mark.parametrize(
+    ("changed", "error"),
+    [
+        ({"topic": "others"}, "nothing was published to 'orders': a publish middleware .* another topic"),
+        ({"id": "00000000-0000-7000-8000-000000000000"}, "nothing was published to 'orders': .* another id"),
+        ({"key": 5}, "key=5 on topic 'orders'"),
+        ({"headers": {"a": "\ud800"}}, "headers on topic 'orders', by a publish middleware"),
+    ],
+)
+def test_a_publish_middleware_makes_no_other_message_of_one(changed: Any, error: str, in_batch: bool) -> None:
+    shop = Shop()
+
+    @shop.pubsub.publish_middleware
+    def change(message: Message[Any], call_next: PublishNext) -> None:
+        call_next(replace(message, **changed))
+
+    shop.subscribe()
+    batch = shop.pubsub.batch()
+    with pytest.raises((ConfigurationError, ValidationError), match=error):
+        (batch.publish if in_batch else shop.pubsub.publish)("orders", 7)
+    assert batch.commit() == ()
+    shop.handle_all()
+    assert shop.handled == []
 
 
 # What is none

@@ -165,6 +165,18 @@ def test_a_cancelled_message_is_not_handled(shop: Shop) -> None:
         ({"expires": math.inf}, "expires=inf"),
         ({"expires": 5, "delay": 5}, "it would never be handled"),
         ({"expires": timedelta(seconds=5), "delay": timedelta(seconds=9)}, "it would never be handled"),
+        (
+            {"expires": 5, "at": datetime(2030, 6, 1, 12, 0, 5, 250_000, tzinfo=UTC)},
+            "is not before it expires, 5 from now",
+        ),
+        ({"expires": 0, "at": datetime(2020, 1, 1, tzinfo=UTC)}, "it would never be handled"),
+        ({"key": "\ud800"}, "a key is text, without half"),
+        ({"headers": {"a": "\ud800"}}, "names and values are text, without half"),
+        ({"headers": {"\udfff": "a"}}, "names and values are text, without half"),
+        ({"dedup": "\ud800"}, "a key is text"),
+        ({"dedup": ("a", 1, 2)}, "or a tuple of one and its window"),
+        ({"dedup": ()}, "or a tuple of one and its window"),
+        ({"dedup": (None, 5)}, "or a tuple of one and its window"),
         ({"dedup": ""}, "a key is text, 1 to 512 characters"),
         ({"dedup": "x" * 513}, "a key is text"),
         ({"dedup": 7}, "a key is text"),
@@ -184,6 +196,16 @@ def test_what_makes_no_sense_is_refused_and_nothing_is_sent(shop: Shop, options:
     shop.clock.advance(timedelta(days=400))
     shop.pubsub.publish("orders", "last")
     assert shop.wait_until(1) == ["last"]
+
+
+def test_what_was_due_before_it_is_published_may_expire(shop: Shop) -> None:
+    shop.pubsub.subscribe("orders")(lambda message: shop.note(message.payload))
+    shop.pubsub.publish("orders", "at once", at=datetime(2020, 1, 1, tzinfo=UTC), expires=5)
+    shop.pubsub.publish("orders", "later", at=shop.clock.now() + timedelta(seconds=4), expires=5, key="ключ 🎈")
+    shop.work()
+    assert shop.wait_until(1) == ["at once"]
+    shop.clock.advance(4)
+    assert shop.wait_until(2) == ["at once", "later"]
 
 
 # Deduplication
