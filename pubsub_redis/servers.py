@@ -85,6 +85,18 @@ def _options(parts: SplitResult, timeout: float) -> dict[str, Any]:
     return {**options, **_settings(timeout)}
 
 
+def _check_database(parts: SplitResult, path: str, *, are_several: bool = True) -> None:
+    """Raise ConfigurationError if what stands for a database in a URL is none: redis-py would take number 0 for it."""
+    number = path.strip("/")
+    if number and not (number.isascii() and number.isdecimal() if are_several else number == "0"):
+        url = masked(urlunsplit(parts))
+        why = "is not the number of a database" if are_several else "names a database, of which a cluster has only one"
+        raise ConfigurationError(
+            f"PUBSUB_URL {url!r} cannot be: its path {why}. Applications that share a server are kept apart by "
+            f"PUBSUB_NAMESPACE. {ENCODE}"
+        )
+
+
 def _settings(timeout: float) -> dict[str, Any]:
     return {
         "protocol": 2,
@@ -114,6 +126,7 @@ class _Standalone(_OneServer):
     def __init__(self, parts: SplitResult, timeout: float) -> None:
         options = _options(parts, timeout)
         if parts.scheme != "unix":
+            _check_database(parts, parts.path)
             options["socket_keepalive"] = True
         self._pool = ConnectionPool(max_connections=_EVER, **options)
         self.connection("")  # without I/O, but it refuses a parameter that it does not know
@@ -133,6 +146,7 @@ class _Sentinel(_OneServer):
             raise ConfigurationError(
                 f"PUBSUB_URL {masked(urlunsplit(parts))!r} names no service: redis+sentinel://host1,host2/service"
             )
+        _check_database(parts, database)
         shell = parts._replace(scheme="redis", netloc=f"{_userinfo(parts)}localhost", path=f"/{database or 0}")
         options = _options(shell, timeout)
         for name in ("host", "port"):
@@ -156,6 +170,7 @@ class _Cluster:
     is_cluster = True
 
     def __init__(self, parts: SplitResult, timeout: float) -> None:
+        _check_database(parts, parts.path, are_several=False)
         self._hosts = _hosts(parts, 6379)
         shell = parts._replace(scheme="redis", netloc=f"{_userinfo(parts)}localhost", path="")
         options = _options(shell, timeout)

@@ -211,6 +211,14 @@ def test_url_does_not_change_how_the_library_reads_replies(place: Place, query: 
 
 
 @pytest.mark.parametrize(
+    ("url", "number"),
+    [("redis://host", 0), ("redis://host/", 0), ("rediss://host/3/", 3), ("redis+sentinel://host/service/3", 3)],
+)
+def test_the_path_of_a_url_is_the_number_of_a_database(url: str, number: int) -> None:
+    assert open_servers(url, timeout=1.0).connection("").db == number
+
+
+@pytest.mark.parametrize(
     "url",
     ["redis://host", "unix:///run/redis.sock", "redis+sentinel://host/service", "redis+cluster://host:7000"],
 )
@@ -233,6 +241,12 @@ def test_a_process_may_connect_as_often_as_it_must(url: str) -> None:
         ("redis+cluster://me:secret@host?sokcet_timeout=3", "does not know: 'sokcet_timeout'"),
         ("redis+sentinel://me:secret@host", "names no service"),
         ("redis://me:secret@host:port", "cannot be"),
+        ("redis://me:secret@host:6379/shop", "its path is not the number of a database.*PUBSUB_NAMESPACE"),
+        ("rediss://me:secret@host/1/2", "its path is not the number of a database"),
+        ("redis://me:secret@host/-1", "its path is not the number of a database"),
+        ("redis+sentinel://me:secret@host/service/shop", "its path is not the number of a database"),
+        ("redis+cluster://me:secret@host/1", "names a database, of which a cluster has only one"),
+        ("redis://:5/secret@host/0", "its path is not the number of a database.*%2F"),
     ],
 )
 def test_url_that_cannot_work_is_refused_without_its_password(url: str, problem: str) -> None:
