@@ -473,6 +473,17 @@ def test_lines_are_published_up_to_one_that_does_not_fit(shop: Shop):
     assert shop.pubsub.inspector.topic("orders").messages == 1201
 
 
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [(["--dedup", "k"], "--dedup is for one message"), (['{"order_id": 9}'], "--lines is for --file or stdin")],
+)
+def test_what_makes_no_sense_with_lines_is_refused(shop: Shop, words: list[str], why: str):
+    result = shop.result("publish", "orders", "--lines", *words, stdin='{"order_id": 1}\n{"order_id": 2}\n')
+
+    assert (result.exit_code, why in result.stderr) == (2, True)
+    assert shop.pubsub.inspector.topic("orders").messages == 0
+
+
 def test_a_byte_order_mark_is_passed_over_at_the_beginning_of_lines_and_nowhere_else(shop: Shop, tmp_path: Path):
     file = tmp_path / "orders.jsonl"
     file.write_bytes(b'\xef\xbb\xbf{"order_id": 1}\n{"order_id": 2}\n\xef\xbb\xbf{"order_id": 3}\n')

@@ -27,8 +27,9 @@ def publish(door: Door, *, takes_target: bool) -> click.Command:
     """Make the command `publish`."""
 
     def run(desk: Desk, topic: str, payload: str | None, *, file: IO[bytes] | None, lines: bool, **terms: Any) -> None:
-        if lines and payload is None and file is None:
-            file = sys.stdin.buffer
+        if lines:
+            _refuse_with_lines(payload, **terms)
+            file = file or sys.stdin.buffer
         if (payload is None) == (file is None):
             raise click.UsageError("give a payload, or --file; for stdin: --file -, or --lines alone")
         options = _options(**terms)
@@ -61,6 +62,13 @@ def publish(door: Door, *, takes_target: bool) -> click.Command:
             "publish orders.placed --file orders.jsonl --lines",
         ],
     )  # fmt: skip
+
+
+def _refuse_with_lines(payload: str | None, *, dedup: str | None, **_: Any) -> None:
+    if payload is not None:
+        raise click.UsageError("--lines is for --file or stdin: leave out the payload, or --lines")
+    if dedup is not None:
+        raise click.UsageError("--dedup is for one message: of all --lines only the first would be published")
 
 
 def _unread(desk: Desk, topic: str) -> str | None:
