@@ -18,13 +18,12 @@ from pubsub_core.broker import (
     ScheduleKey,
     Terms,
 )
-from pubsub_core.clock import Clock
 from pubsub_core.errors import (
     BrokerError,
 )
 from pubsub_core.message import Message
 from pubsub_redis.consumer import RedisConsumer
-from pubsub_redis.entry import entry_values, packed_adds, read_delayed
+from pubsub_redis.entry import Now, entry_values, packed_adds, read_delayed
 from pubsub_redis.faults import FOREIGN, broker_errors, translated
 from pubsub_redis.groups import room_of
 from pubsub_redis.inspector import RedisInspector
@@ -113,10 +112,10 @@ class RedisBroker(RedisInspector):
                 count = len(messages)
                 looks = count <= _LOOKED_FOR and len(self._lent) == 1  # others who publish would be kept from running
                 if count == 1:
-                    link.send_packed(packed_adds(packed_stream, messages, self.options.clock), 1)
+                    link.send_packed(packed_adds(packed_stream, messages, self.options.clock.time), 1)
                     results = link.read_many(1, looks=looks)
                 else:
-                    link.send_packed(_in_pieces(packed_stream, messages, self.options.clock), count + 2)
+                    link.send_packed(_in_pieces(packed_stream, messages, self.options.clock.time), count + 2)
                     begun, *queued, results = link.read_many(count + 2, looks=looks)
                     if isinstance(begun, Exception):  # not permitted, so they went without
                         results = queued
@@ -224,7 +223,7 @@ class RedisBroker(RedisInspector):
     def fire(self, key: ScheduleKey, spec: str, tick: float, message: Message[bytes]) -> Fired:
         """Publish the message of a tick, once. See the seam."""
         options = self.options.topics.get(key.topic, USUAL)
-        more = (round(tick * 1000), *room_of(options), *entry_values(message, self.options.clock))
+        more = (round(tick * 1000), *room_of(options), *entry_values(message, self.options.clock.time))
         command = self._schedule_command(key, "-", spec, "fire", *more)
         came_of_it, _ = self.call(self.keys(key.topic).stream, command, f"schedule {key.name!r}")
         fired = came_of_it.decode()
@@ -259,10 +258,10 @@ class RedisBroker(RedisInspector):
         self.close_idle()
 
 
-def _in_pieces(stream: bytes, messages: Sequence[Message[bytes]], clock: Clock) -> Iterator[bytes]:
+def _in_pieces(stream: bytes, messages: Sequence[Message[bytes]], now: Now) -> Iterator[bytes]:
     """Pack a transaction piece by piece, so that the server reads the one while the next is packed."""
     before = _MULTI
     for at in range(0, len(messages), _PIECE):
-        packed = packed_adds(stream, messages[at : at + _PIECE], clock)
+        packed = packed_adds(stream, messages[at : at + _PIECE], now)
         yield b"".join([before, *packed, b"" if at + _PIECE < len(messages) else _EXEC])
         before = b""

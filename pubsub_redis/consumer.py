@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pubsub_core.broker import USUAL, Membership
 from pubsub_core.errors import BrokerError, BrokerFull, BrokerUnavailable, LeaseLost, PubSubError
 from pubsub_core.message import DeadLetterReason, Delivery, SubscriptionKey, delivery_of
-from pubsub_redis.entry import is_for_another, letter_fields, place_of, read_entry, read_new
+from pubsub_redis.entry import entry_again, is_for_another, letter_fields, place_of, read_entry, read_new
 from pubsub_redis.faults import FOREIGN, is_missing_group, translated
 from pubsub_redis.groups import Group, due_text, room_of, shown, start_id
 from pubsub_redis.keys import (
@@ -869,7 +869,8 @@ class RedisConsumer:
         command = script_call(
             "bury",
             (group.keys.stream, group.keys.dead(group.key.group), group.keys.failures(group.key.group)),
-            group.key.group, self._name, position, attempt, *letter_fields(position, attempt, self._name, reason),
+            group.key.group, self._name, position, attempt, *entry_again(delivery),
+            *letter_fields(position, attempt, self._name, reason),
         )  # fmt: skip
         is_ours = self._call(command, "writing a dead letter")
         self._forget(self._by_group([delivery]), settled=bool(is_ours))

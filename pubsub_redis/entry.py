@@ -5,7 +5,7 @@ stream. Any other entry was written by another program: its fields, as a JSON ob
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -14,7 +14,7 @@ from typing import Any, cast
 import pydantic_core
 
 from pubsub_core.broker import DeadLetter
-from pubsub_core.clock import Clock, moment_at
+from pubsub_core.clock import moment_at
 from pubsub_core.ids import published_at
 from pubsub_core.message import (
     NO_HEADERS,
@@ -31,6 +31,8 @@ from pubsub_core.message import (
 from pubsub_redis.link import Command
 
 _LETTER_FIELDS = 9
+Now = Callable[[], float]
+
 _REPLAY = "replay:"
 _ENTRY_ID = re.compile(r"\d{1,15}-\d{1,20}")
 
@@ -41,12 +43,12 @@ def place_of(entry_id: str) -> tuple[int, int]:
     return int(milliseconds), int(number or 0)
 
 
-def add_command(stream: str, message: Message[bytes], clock: Clock) -> Command:
+def add_command(stream: str, message: Message[bytes], now: Now) -> Command:
     """Return the XADD of a message."""
-    return ("XADD", stream, "*", *entry_fields(message, clock))
+    return ("XADD", stream, "*", *entry_fields(message, now))
 
 
-def packed_adds(stream: bytes, messages: Iterable[Message[bytes]], clock: Clock) -> list[bytes]:
+def packed_adds(stream: bytes, messages: Iterable[Message[bytes]], now: Now) -> list[bytes]:
     """Return the XADDs of messages as they go over the wire (RESP): `add_command` of each, packed."""
     begin = _BEGIN % (len(stream), stream)
     packed: list[bytes] = []
@@ -61,7 +63,7 @@ def packed_adds(stream: bytes, messages: Iterable[Message[bytes]], clock: Clock)
         ):  # as nearly all are
             packed.append(b"%b%b\r\n$7\r\npayload\r\n$%d\r\n%b%b" % (begin, message_id, len(payload), payload, _END))
         else:
-            values = [one.encode() if isinstance(one, str) else one for one in entry_values(message, clock)]
+            values = [one.encode() if isinstance(one, str) else one for one in entry_values(message, now)]
             packed.append(_ADD % (len(stream), stream, *(part for one in values for part in (len(one), one))))
     return packed
 
@@ -75,19 +77,19 @@ _ADD = (
 )
 
 
-def entry_fields(message: Message[bytes], clock: Clock, only: str | None = None) -> tuple[str | bytes, ...]:
+def entry_fields(message: Message[bytes], now: Now, only: str | None = None) -> tuple[str | bytes, ...]:
     """Return the names and values of a message's entry. All groups but `only` pass over it, if that is given."""
-    message_id, payload, key, headers, source = entry_values(message, clock, only)
+    message_id, payload, key, headers, source = entry_values(message, now, only)
     return "id", message_id, "payload", payload, "key", key, "headers", headers, "source", source
 
 
-def entry_values(message: Message[bytes], clock: Clock, only: str | None = None) -> tuple[str | bytes, ...]:
-    """Return the five values of a message's entry, which is to be stored now: by the clock of who publishes."""
+def entry_values(message: Message[bytes], now: Now, only: str | None = None) -> tuple[str | bytes, ...]:
+    """Return the five values of a message's entry, which is stored `now`: by the clock of who publishes."""
     headers = pydantic_core.to_json(dict(message.headers)) if message.headers else b""
     # An empty key is not no key: "=" stands before one that there is.
     key = "" if message.key is None else "=" + message.key
     plain = only is None and _is_plain(message)
-    return message.id, message.payload, key, headers, "" if plain else _source(message, clock, only)
+    return message.id, message.payload, key, headers, "" if plain else _source(message, now, only)
 
 
 def _is_plain(message: Message[bytes]) -> bool:
@@ -95,7 +97,7 @@ def _is_plain(message: Message[bytes]) -> bool:
     return message.source == "publish" and message.expires_at is None
 
 
-def _source(message: Message[bytes], clock: Clock, only: str | None) -> str:
+def _source(message: Message[bytes], now: Now, only: str | None) -> str:
     """Return where a message came from: words, of which a message that is simply published has none.
 
     `cron`, or `replay:` and a group, comes first; then, of a tick, `for:` and its time, and `life:` with the
@@ -109,7 +111,7 @@ def _source(message: Message[bytes], clock: Clock, only: str | None) -> str:
     if message.scheduled_for is not None:
         words.append(f"for:{round(message.scheduled_for.timestamp() * 1000)}")
     if message.expires_at is not None and only is None:
-        words.append(f"life:{max(0, round((message.expires_at.timestamp() - clock.time()) * 1000))}")
+        words.append(f"life:{max(0, round((message.expires_at.timestamp() - now()) * 1000))}")
     return " ".join(words)
 
 
@@ -266,6 +268,13 @@ def read_delayed(topic: str, record: bytes) -> tuple[Message[bytes], str]:
     fields = [part for pair in zip(names, values, strict=True) for part in pair]
     message = read_entry(topic, "", posted + b"-0", fields, 1)
     return replace(message, group=None, position=None), dedup.decode()
+
+
+def entry_again(delivery: Delivery[bytes]) -> tuple[str | bytes, ...]:
+    """Return the names and values of the entry that a delivery was made from, for when it is gone."""
+    message, position = delivery.message, delivery.message.position or ""
+    only = delivery.subscription.group if message.source == "replay" else None
+    return entry_fields(message, lambda: stored_at(position).timestamp(), only)
 
 
 def letter_fields(position: str, attempt: int, consumer: str, reason: DeadLetterReason) -> tuple[str, ...]:

@@ -86,7 +86,8 @@ class RedisInspector(Connections):
             for found in self.call_all(keys.stream, reads, "reading dead letters"):
                 for entry_id, values in found:
                     letter = read_letter(key, entry_id, values)
-                    arguments += [letter.position, *entry_fields(letter.message, self.options.clock, only=key.group)]
+                    fields = entry_fields(letter.message, self.options.clock.time, only=key.group)
+                    arguments += [letter.position, *fields]
             if arguments:
                 moved += self.call(keys.stream, script_call("replay", (keys.stream, dead), *arguments), "replaying")
         return moved

@@ -15,7 +15,6 @@ import redis.exceptions as theirs
 
 from pubsub_core.backlog import backlog_is_full
 from pubsub_core.broker import IN_MEMORY, USUAL, Durability, Terms, TopicOptions
-from pubsub_core.clock import Clock
 from pubsub_core.errors import (
     BrokerError,
     BrokerUnavailable,
@@ -25,7 +24,7 @@ from pubsub_core.errors import (
     Unsupported,
 )
 from pubsub_core.message import Message
-from pubsub_redis.entry import add_command, entry_values
+from pubsub_redis.entry import Now, add_command, entry_values
 from pubsub_redis.faults import broker_errors, translated
 from pubsub_redis.groups import due_prefix, room_of
 from pubsub_redis.keys import TopicKeys, control_channel
@@ -151,13 +150,13 @@ class Publish:
         by_topic: dict[str, list[Message[bytes]]] = defaultdict(list)
         for message in messages:
             by_topic[message.topic].append(message)
-        topics, clock = self._broker.options.topics, self._broker.options.clock
+        topics, now = self._broker.options.topics, self._broker.options.clock.time
         wake_up = control_channel(self._broker.options.namespace)
         tokens = self._tokens if self._asks_for_fences else None
         if tokens is None:
             self._unmarked.update(map(_name, messages))
         batches = [
-            _Batch(self._broker.keys(topic), members, topics.get(topic, USUAL), self._terms, wake_up, clock, tokens)
+            _Batch(self._broker.keys(topic), members, topics.get(topic, USUAL), self._terms, wake_up, now, tokens)
             for topic, members in by_topic.items()
         ]
         sent = (node, link.client_id, link.address)
@@ -444,7 +443,7 @@ class _Batch:
     options: TopicOptions
     terms: Mapping[str, Terms]
     wake_up: str
-    clock: Clock
+    now: Now
     tokens: Mapping[_Name, str] | None
     """What opens the fences of messages that may have been stored before; None if nobody asks for fences."""
 
@@ -461,7 +460,7 @@ class _Batch:
         """Return what to send."""
         if self.is_scripted:
             return [self._script()]
-        adds = [add_command(self.keys.stream, message, self.clock) for message in self.messages]
+        adds = [add_command(self.keys.stream, message, self.now) for message in self.messages]
         return adds if len(adds) == 1 else [("MULTI",), *adds, ("EXEC",)]
 
     def _script(self) -> Command:
@@ -488,7 +487,7 @@ class _Batch:
                 which,
                 math.ceil(terms.window * 1000),
                 *fence,
-                *entry_values(message, self.clock),
+                *entry_values(message, self.now),
             )
         wake_up = due_prefix(self.messages[0].topic)
         return script_call("add", names, *room_of(self.options), self.wake_up, wake_up, *arguments)

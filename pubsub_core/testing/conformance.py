@@ -18,6 +18,7 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from time import monotonic
 
@@ -1389,6 +1390,29 @@ class BrokerConformance(TimeConformance, InspectConformance):
         assert ids(self.take(consumer, 2)) == published
         consumer.ack([held])
         self.nothing_comes(consumer, during=0.1)
+
+    @needs("bounded")
+    def test_what_was_dropped_while_it_was_in_hand_is_a_whole_dead_letter(self, broker: Broker) -> None:
+        """Also of a replay."""
+        key = self.bounded(2, "drop_oldest")
+        consumer = self.consumer(broker, key)
+        published = self.message(key.topic, b'{"a":1}', key="", headers={"b": "c"})
+        broker.publish([replace(published, expires_at=published.published_at + timedelta(hours=1))])
+        for source, count in (("publish", 1), ("replay", 3)):
+            taken = self.take(consumer, count)
+            (delivery,) = [one for one in taken if one.message.id == published.id]
+            consumer.ack([one for one in taken if one is not delivery])
+            self.publish(broker, key.topic, 2)
+            consumer.dead_letter(delivery, REASON)
+            if "inspect" not in self.features:
+                return
+            assert isinstance(broker, Inspector)
+            (letter,) = self.dead_letters(broker, key)
+            assert letter.message == delivery.message
+            assert letter.message.source == source
+            assert (letter.message.payload, letter.message.key) == (published.payload, "")
+            assert letter.message.headers == {"b": "c"}
+            assert broker.replay(key, [letter.position]) == 1
 
     @needs("bounded")
     def test_a_large_batch_fits_into_a_large_topic(self, broker: Broker) -> None:
