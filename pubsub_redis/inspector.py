@@ -40,6 +40,7 @@ from pubsub_redis.faults import is_missing_group
 from pubsub_redis.groups import start_id
 from pubsub_redis.keys import (
     PARKED,
+    REMOVED,
     TopicKeys,
     control_channel,
     paused_key,
@@ -513,6 +514,7 @@ class RedisInspector(Connections):
         last = newest[0][0].decode()
         milliseconds, number = place_of(last)
         floor = f"{milliseconds}-{number + 1}"
+        self.call(keys.stream, ("HSET", keys.floors, REMOVED, floor), "noting what is deleted")
         removed = 0
         while count := self.call(keys.stream, ("XTRIM", keys.stream, "MINID", "~", floor, "LIMIT", _TRIM), "deleting"):
             removed += int(count)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pubsub_core.errors import ConfigurationError
 
 PARKED = "~parked"
+REMOVED = "~removed"
 
 _TAG = re.compile(r"\{([^{}]+)\}")
 
@@ -35,7 +36,8 @@ class TopicKeys:
     def floors(self) -> str:
         """A hash, for a group that is lost: group → the first entry id that it had not settled, the last that it was
         handed, and all between that it had not settled, unless they are many; "~times:" + group → how often it was
-        made; "~lost:" + group → since when (ms) it is known that the group is lost.
+        made; "~lost:" + group → since when (ms) it is known that the group is lost. And, for who looks for a message in
+        vain: "~removed" → the entry id below which entries have been removed.
         """
         return f"{self.prefix}:floors"
 

@@ -24,10 +24,10 @@ from pubsub_core.errors import (
     Unsupported,
 )
 from pubsub_core.message import Message
-from pubsub_redis.entry import Now, add_command, entry_values
+from pubsub_redis.entry import Now, add_command, entry_values, place_of
 from pubsub_redis.faults import broker_errors, translated
 from pubsub_redis.groups import due_prefix, room_of
-from pubsub_redis.keys import TopicKeys, control_channel
+from pubsub_redis.keys import REMOVED, TopicKeys, control_channel
 from pubsub_redis.link import Command, Link, checked, script_call
 from pubsub_redis.servers import Node
 
@@ -256,18 +256,28 @@ class Publish:
             self._unmarked.difference_update(map(_name, doubtful))
         if self._asks_for_fences:
             self._fence(link, doubtful)
-        found = self._found(link, doubtful)
+        oldest, since = self._moments(link, doubtful)
+        found = self._found(link, doubtful, oldest)
+        forgotten = self._forgotten(link, sorted({one.topic for one in doubtful if _name(one) not in found}), since)
         left = False
         for message in doubtful:
             name = _name(message)
             if name in found:
                 self._is_stored(name, None)
+            elif message.topic in forgotten:
+                continue
             elif unkilled is None or not (self._again or name in self._unmarked):
                 del self._doubtful[name]
             else:
                 left = True
         if unkilled is not None and left:
             raise unkilled
+        if forgotten:
+            raise BrokerError(
+                f"publishing to {', '.join(map(repr, sorted(forgotten)))} at {self._broker.shown_url}: what was stored "
+                "there when the messages were sent has been removed meanwhile, so nobody can know whether they were "
+                "among it. As new messages, without their ids, they may be handled twice"
+            )
         return [message for message in messages if _name(message) in self._waiting]
 
     def _kill(self, link: Link, sent: Set[Sent | None]) -> BrokerError | None:
@@ -306,23 +316,29 @@ class Publish:
         for reply in link.ask(sets):
             checked(reply, "fencing off what may be on its way")
 
-    def _found(self, link: Link, wanted: Sequence[Message[bytes]]) -> set[_Name]:
-        """Return which of the messages are stored.
+    def _moments(self, link: Link, wanted: Sequence[Message[bytes]]) -> tuple[int, int]:
+        """Return since when these may have been stored, in ms of the server's clock: at the earliest, and most likely.
 
-        Stored since when? By the time that passed here since, on the server's clock; or by when it was here. So one of
-        the two clocks may be set forward meanwhile. Set back, the server's makes ids that only count up.
+        By the time that passed here since, on the server's clock; or by when it was here. So one of the two clocks may
+        be set forward meanwhile. Set back, the server's makes ids that only count up. Of what is published again nobody
+        knows by which clock its id was made.
         """
         reply = checked(link.ask([("TIME",)])[0], "asking for the time")
         server_now = int(reply[0]) + int(reply[1]) / 1e6
+        began = server_now - (time.monotonic() - self._began)
         made = min(one.published_at.timestamp() for one in wanted) if self._again else self._began_at
         ahead = max(0.0, self._broker.options.clock.time() - server_now)
-        oldest = min(server_now - (time.monotonic() - self._began), made - ahead) - _LOOK_MARGIN
+        oldest = max(0.0, min(began, made - ahead) - _LOOK_MARGIN)
+        return int(oldest * 1000), int((oldest if self._again else began) * 1000)
+
+    def _found(self, link: Link, wanted: Sequence[Message[bytes]], oldest: int) -> set[_Name]:
+        """Return which of the messages are stored, at `oldest` or later."""
         found = self._found_delayed(link, wanted)  # first: from there they go to where the others are
         for topic in {message.topic for message in wanted}:
             ids = {message.id for message in wanted if message.topic == topic and _name(message) not in found}
             if not ids:
                 continue
-            stored = self._stored_since(link, self._broker.keys(topic).stream, int(max(oldest, 0) * 1000), ids)
+            stored = self._stored_since(link, self._broker.keys(topic).stream, oldest, ids)
             found.update((topic, message_id) for message_id in stored)
         return found
 
@@ -349,6 +365,16 @@ class Publish:
             if time.monotonic() > self._deadline:
                 raise BrokerUnavailable(f"looking for messages in {stream!r}: not finished in time")
             end = "(" + page[-1][0].decode()
+
+    def _forgotten(self, link: Link, topics: Sequence[str], since: int) -> set[str]:
+        """Return the topics of which something may have been removed that was stored since a moment."""
+        looks: list[Command] = [("HGET", self._broker.keys(topic).floors, REMOVED) for topic in topics]
+        below = [checked(reply, "looking whether messages have been removed") for reply in link.ask(looks)]
+        return {
+            topic
+            for topic, noted in zip(topics, below, strict=True)
+            if noted is not None and place_of(noted.decode())[0] >= since
+        }
 
     # Confirming
 
@@ -382,7 +408,7 @@ class Publish:
         It might be another server by now, so they are looked for first.
         """
         ours = [message for message in messages if _name(message) not in self._others]
-        lost = len(ours) - len(self._found(link, ours)) if ours else 0
+        lost = len(ours) - len(self._found(link, ours, self._moments(link, ours)[0])) if ours else 0
         if lost:
             raise BrokerError(f"{lost} messages at {self._broker.shown_url} are not there any more")
         write = ("INCRBY", self._broker.keys(messages[0].topic).dropped, 0)  # which changes nothing, and counts

@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -34,7 +34,8 @@ from pubsub_core.settings import Settings, parse_durability
 from pubsub_redis import RedisBroker
 from pubsub_redis import publish as publish_module
 from pubsub_redis.faults import translated
-from pubsub_redis.link import script
+from pubsub_redis.keys import topic_keys
+from pubsub_redis.link import script, script_call
 from pubsub_redis.servers import open_servers
 from tests.servers import Proxy, RealServer, proxy_to, redis_server, valkey_server
 from tests.waiting import until
@@ -931,6 +932,77 @@ def test_clock_of_the_server_may_be_set(place: Place, hours: int) -> None:
 def _made_at(moment: float) -> Message[bytes]:
     new = IdMaker(ManualClock(datetime.fromtimestamp(moment, UTC)))()
     return Message(id=new, topic="orders", payload=b"", published_at=published_at(new))
+
+
+def _drop(place: Place) -> None:
+    place.topics["orders"] = TopicOptions(max_backlog=2, overflow="drop_oldest")
+    publish(place.broker(), 2)
+
+
+def _give_way(place: Place) -> None:
+    """As messages of a bounded topic do that every group has settled."""
+    place.client.xgroup_create(place.stream, "billing", "$")
+    place.topics["orders"] = TopicOptions(max_backlog=1)
+    publish(place.broker())
+    place.client.xgroup_setid(place.stream, "billing", "$")
+
+
+def _trim(place: Place) -> None:
+    """As retention does."""
+    place.client.xgroup_create(place.stream, "billing", "$")
+    floors = topic_keys(place.namespace, "orders", None).floors
+    place.broker().call(place.stream, script_call("retain", (place.stream, floors), 0, 2**53, 500), "trimming")
+
+
+def _purge(place: Place) -> None:
+    place.broker().purge("orders", everything=True)
+
+
+REMOVALS = pytest.mark.parametrize("remove", [_drop, _give_way, _trim, _purge])
+
+
+@REMOVALS
+@pytest.mark.parametrize("again", [False, True])
+def test_a_publish_that_may_have_been_handled_and_removed_stays_in_doubt(
+    place: Place, proxy: Proxy, remove: Callable[[Place], None], again: bool
+) -> None:
+    broker, one = place.broker(proxy.url), message()
+    with ThreadPoolExecutor(1) as threads:
+        if again:
+            broker.publish([one])
+            remove(place)
+            publishing = threads.submit(broker.publish, [one], again=True)
+        else:
+            publish(broker)
+            proxy.cut(b"XADD", carried_out=True)
+            publishing = threads.submit(broker.publish, [one])
+            until(lambda: one.id in place.ids())
+            remove(place)
+            proxy.mend()
+        with pytest.raises(PublishUncertain, match="has been removed meanwhile") as caught:
+            publishing.result(WITHIN)
+
+    assert caught.value.message_ids == (one.id,)
+    assert one.id not in place.ids()
+
+
+@REMOVALS
+def test_a_publish_that_was_not_carried_out_is_stored_though_older_ones_were_removed(
+    place: Place, proxy: Proxy, remove: Callable[[Place], None]
+) -> None:
+    for number in range(1, 4):
+        place.client.xadd(place.stream, {"of": "long ago"}, f"{number}-1")
+    remove(place)
+    broker, one = place.broker(proxy.url), message()
+    proxy.cut(one.id.encode(), carried_out=False)
+
+    with ThreadPoolExecutor(1) as threads:
+        publishing = threads.submit(broker.publish, [one])
+        until(proxy.struck.is_set)
+        proxy.mend()
+        publishing.result(WITHIN)
+
+    assert place.ids()[-1] == one.id
 
 
 def test_looking_for_a_message_ends_in_time(place: Place) -> None:

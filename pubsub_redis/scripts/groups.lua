@@ -37,3 +37,10 @@ local function first_of_lost(floors, groups)
   end
   return first
 end
+-- Notes, when entries below `bound` were removed from a stream, up to where: who looks for one in vain must know.
+local function note_removed(stream, floors, bound)
+  local first = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
+  if first and is_less(first[1], bound) then bound = first[1] end
+  local known = redis.pcall('HGET', floors, '~removed')
+  if type(known) ~= 'string' or is_less(known, bound) then redis.pcall('HSET', floors, '~removed', bound) end
+end

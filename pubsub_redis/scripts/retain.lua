@@ -1,4 +1,4 @@
--- Trims what every group has settled and nobody wants to keep; notes how far each group has come; tidies up.
+-- Trims what every group has settled and nobody wants to keep; notes how far that is, and each group has come.
 -- KEYS: 1 stream, 2 floors hash.
 -- ARGV: 1 for how many ms what is settled is kept, 2 how many messages at most, 3 how many to remove at most.
 -- Returns: {how many were removed, then for each group {name, the first entry id that it has not settled}}.
@@ -29,6 +29,8 @@ if removed * 2 < tonumber(ARGV[3]) then removed = removed + redis.call('XTRIM', 
 local excess = redis.call('XLEN', KEYS[1]) - ARGV[2]
 if excess > 0 then
   removed = removed + redis.call('XTRIM', KEYS[1], 'MINID', '~', floor, 'LIMIT', math.min(excess, ARGV[3]))
+  cut = floor
 end
+if removed > 0 then note_removed(KEYS[1], KEYS[2], cut) end
 result[1] = removed
 return result

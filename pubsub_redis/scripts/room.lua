@@ -15,6 +15,7 @@ local function make_room(stream, dropped_key, floors, most, count, may_drop)
   local lost = floor and first_of_lost(floors, groups)
   if lost and is_less(lost, floor) then floor = lost end
   if floor then
+    local before = excess
     -- Whole nodes first; then one by one, as no command says how many entries are below the floor.
     excess = excess - redis.call('XTRIM', stream, 'MINID', '~', floor, 'LIMIT', excess)
     if excess > 1000 then excess = excess - redis.call('XTRIM', stream, 'MINID', floor) end
@@ -23,11 +24,14 @@ local function make_room(stream, dropped_key, floors, most, count, may_drop)
       if not first or not is_less(first[1], floor) then break end
       excess = excess - redis.call('XTRIM', stream, 'MAXLEN', redis.call('XLEN', stream) - 1)
     end
+    if excess < before then note_removed(stream, floors, floor) end
   end
   if excess <= 0 then return 0 end
   if not may_drop then return -1 end
+  local last = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
   -- Also without memory: a script that has freed some may go on.
   local dropped = redis.call('XTRIM', stream, 'MAXLEN', most - count)
+  note_removed(stream, floors, after(last[1]))
   redis.pcall('INCRBY', dropped_key, dropped)
   return dropped
 end
