@@ -130,8 +130,9 @@ class Consumer(Protocol):
 
     `receive` is called by one thread at a time; every other method by any thread, also while `receive` waits.
     A delivery that was received belongs to this consumer until it is settled, however long that takes, as long as
-    `maintain` is called when it asks for it. If the process dies, others get its deliveries, with `attempt` + 1 and
-    `crashes` + 1.
+    `maintain` is called when it asks for it. It is settled by the very object that `receive` returned: a message that
+    comes again may have the attempt that it had, and is another delivery. If the process dies, others get its
+    deliveries, with `attempt` + 1 and `crashes` + 1.
 
     A delivery with `crashes` is a suspect: it may be what killed the process. So a consumer gets no suspect while it
     has another one, of any subscription; and nothing at all while it has one with `max_crashes - 1` or more: if that
@@ -170,7 +171,8 @@ class Consumer(Protocol):
     def release(self, deliveries: Sequence[Delivery[bytes]]) -> None:
         """Hand back unstarted: others get them at once, with the same `attempt`.
 
-        Deliveries that are not this consumer's any more are left as they are. Idempotent.
+        Deliveries that are not this consumer's any more are left as they are. Idempotent: after an error too, even if
+        they came again meanwhile.
         """
 
     def dead_letter(self, delivery: Delivery[bytes], reason: DeadLetterReason) -> None:

@@ -12,7 +12,7 @@ from weakref import WeakSet
 
 from pubsub_core.broker import ConsumerState, Count, DeadLetter, GroupState, ScheduleKey, Standing, Start
 from pubsub_core.clock import moment_at
-from pubsub_core.message import DeadLetterReason, Delivery, Message, SubscriptionKey
+from pubsub_core.message import DeadLetterReason, Delivery, Message, SubscriptionKey, delivery_of
 from pubsub_memory.handover import hand_over, hand_over_new
 
 KEPT_FOR_LOOKING_BACK = 1000
@@ -217,8 +217,9 @@ class Group:
         taken: list[Delivery[bytes]] = []
         while len(taken) < count and heap and heap[0][0] <= now:
             position = heappop(heap)[2]
-            delivery = self._parked.pop(position, None)
-            if delivery is not None:
+            parked = self._parked.pop(position, None)
+            if parked is not None:
+                delivery = delivery_of(parked.message, self._key, parked.crashes)  # who had it before has another
                 self.held[position] = (owner, delivery, now)
                 taken.append(delivery)
         return taken
@@ -249,7 +250,7 @@ class Group:
         if position is None:
             return None
         holder, held, _ = self.held.get(position, (None, None, 0.0))
-        if held is None or holder is not owner or held.message.attempt != delivery.message.attempt:
+        if held is not delivery or holder is not owner:  # one that came again may have the same attempt
             return None
         del self.held[position]
         return held

@@ -206,7 +206,7 @@ class RedisConsumer:
         # Not earlier: what the server gave us and an error kept from the caller is handed back.
         for group, positions, those in self._by_group(received):
             group.was_used = True
-            group.held.update(zip(positions, map(_ATTEMPT, those), strict=True))
+            group.held.update(zip(positions, those, strict=True))
             if any(map(_CRASHES, those)):
                 self._crashed.update((_position(one), one.crashes) for one in those if one.crashes)
         if received:
@@ -404,7 +404,7 @@ class RedisConsumer:
         if group.is_paused:
             self._hand_back(group, _entries_of(more))
             return
-        group.held.update(_entries_of(more))
+        group.held.update(zip(map(_POSITION, more), more, strict=True))
         self._unparked += more
         self._kept_at = time.monotonic()
 
@@ -422,11 +422,14 @@ class RedisConsumer:
         self._hand_back_unseen()
 
     def _hand_back_stale(self) -> None:
-        """Hand back what was asked for ahead, if nobody came for it: all who could are busy, or told to stop."""
+        """Hand back what was asked for ahead, if nobody came for it: all who could are busy, or told to stop.
+
+        So it is with what an error kept from being released.
+        """
         ahead = self._ahead
         since = min(self._kept_at, math.inf if ahead is None else ahead.since)
-        is_stale = time.monotonic() - since > _STALE
-        if since == math.inf or not (self._is_woken or is_stale):
+        is_stale = self._is_overdue or time.monotonic() - since > _STALE
+        if not is_stale and (since == math.inf or not self._is_woken):
             return
         if not self._reading.acquire(blocking=False):
             if is_stale:  # who reads may wait for something else
@@ -604,8 +607,7 @@ class RedisConsumer:
         if self._was_certain:
             now = time.monotonic()
             self._patient_until = now + self._lease
-            self._stragglers_until = now + _STRAGGLES
-            self._stragglers_at, self._stragglers_pause = now + _FIRST_STRAGGLERS, _FIRST_STRAGGLERS
+            self._expect_stragglers()
         self._is_certain = self._was_certain = True
 
     def _look_for_pauses(self) -> None:
@@ -716,7 +718,7 @@ class RedisConsumer:
 
     def _take_back(self, group: Group) -> None:
         """After the group was lost and made anew: take back what we hold, and acknowledge again what we settled."""
-        held, settled = [*group.held.items()], [*group.settled]
+        held, settled = _entries_of([*group.held.values()]), [*group.settled]
         keys = group.parked_keys[:3]
         for start in range(0, len(held), 200):
             pairs = [part for one in held[start : start + 200] for part in one]
@@ -736,7 +738,7 @@ class RedisConsumer:
                 page = checked(reply, "reading what is pending")
                 while page:
                     entries = [(one[0].decode(), int(one[3])) for one in page]
-                    self._hand_back(group, [one for one in entries if group.held.get(one[0]) != one[1]])
+                    self._hand_back(group, [one for one in entries if not group.holds(*one)])
                     if len(page) < _PAGE:
                         break
                     command = self._pending_command(group, f"({entries[-1][0]}")
@@ -755,6 +757,11 @@ class RedisConsumer:
                 self._keep_unparked(group, some)
             else:
                 group.due_at = group.suspects_at = 0.0
+
+    def _expect_stragglers(self) -> None:
+        now = time.monotonic()
+        self._stragglers_until = now + _STRAGGLES
+        self._stragglers_at, self._stragglers_pause = now + _FIRST_STRAGGLERS, _FIRST_STRAGGLERS
 
     def _look_for_stragglers(self) -> None:
         """Hand back what came to us after all: a read that a network held back may be carried out when we have long
@@ -776,13 +783,15 @@ class RedisConsumer:
         unseen = [
             one for one, failed in zip(unseen, failures, strict=True) if failed is None or failed.startswith(b"0 ")
         ]
+        if len(unseen) < len(positions):
+            self._expect_stragglers()
         found = link.ask([("XRANGE", group.keys.stream, position, position) for position, _ in unseen])
         gone: list[bytes] = []
         for (position, attempt), reply in zip(unseen, found, strict=True):
             entries = checked(reply, "reading what is pending")
             if entries and not is_for_another(entries[0][1], name):
-                group.held[position] = attempt
-                self._unparked.append(self._delivery(group, entries[0][0], entries[0][1], attempt, 0))
+                group.held[position] = kept = self._delivery(group, entries[0][0], entries[0][1], attempt, 0)
+                self._unparked.append(kept)
             else:
                 gone.append(position.encode())
         self._pass_over(group, gone)
@@ -851,19 +860,34 @@ class RedisConsumer:
 
     def nack(self, delivery: Delivery[bytes], delay: float) -> None:
         """See the seam."""
+        if self._came_again(delivery):
+            raise _lost(delivery)
         lost = self._park([delivery], delay, counts=True)
         self._forget(self._by_group([delivery]))
         if lost:
             raise _lost(delivery)
 
     def release(self, deliveries: Sequence[Delivery[bytes]]) -> None:
-        """See the seam."""
-        # Forgotten first, as they may be back at once in the same attempt. If it fails, they are handed back as unseen.
-        self._forget(self._by_group(deliveries))
-        self._park(deliveries, 0.0, counts=False)
+        """See the seam. After an error they are handed back by who reads: repeating it changes nothing.
+
+        They may be back in the same attempt, and at work, before the reply would have come; and what is on its way to
+        who reads, only he knows.
+        """
+        held = [one for one in deliveries if self._is_held(one)]
+        try:
+            self._park(held, 0.0, counts=False)
+        except BrokerError:
+            self._forget(self._by_group(held))
+            self._expect_stragglers()
+            self._is_overdue = True  # not earlier: it is looked at what is not held
+            self.wake()
+            raise
+        self._forget(self._by_group(held))
 
     def dead_letter(self, delivery: Delivery[bytes], reason: DeadLetterReason) -> None:
         """See the seam."""
+        if self._came_again(delivery):
+            raise _lost(delivery)
         group = self._groups[delivery.subscription]
         position, attempt = _position(delivery), delivery.message.attempt
         command = script_call(
@@ -876,6 +900,14 @@ class RedisConsumer:
         self._forget(self._by_group([delivery]), settled=bool(is_ours))
         if not is_ours:
             raise _lost(delivery)
+
+    def _is_held(self, delivery: Delivery[bytes]) -> bool:
+        return self._groups[delivery.subscription].held.get(_position(delivery)) is delivery
+
+    def _came_again(self, delivery: Delivery[bytes]) -> bool:
+        """Whether we hold a later hand-over of it. That may have the same attempt: a release does not count."""
+        held = self._groups[delivery.subscription].held
+        return held.get(_position(delivery), delivery) is not delivery
 
     def _park(self, deliveries: Sequence[Delivery[bytes]], delay: float, *, counts: bool) -> list[bytes]:
         lost = []
@@ -918,8 +950,8 @@ class RedisConsumer:
             held = group.held
             if settled:
                 group.settled.extend(positions)
-            for position, attempt, one in zip(positions, map(_ATTEMPT, those), those, strict=True):
-                if held.get(position) == attempt:
+            for position, one in zip(positions, those, strict=True):
+                if held.get(position) is one:
                     held.pop(position, None)
                     if self._crashed and one.crashes and self._crashed.pop(position, None) is not None:
                         self.wake()  # now another one may be taken

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from pubsub_core.broker import Start, TopicOptions
-from pubsub_core.message import SubscriptionKey
+from pubsub_core.message import Delivery, SubscriptionKey
 from pubsub_redis.keys import TopicKeys
 from pubsub_redis.servers import Node
 
@@ -25,7 +25,7 @@ class Group:
     is_paused: bool = False
     due_at: float = 0.0  # time.monotonic() of the next look for due entries
     suspects_at: float = 0.0  # the same for those that crashed somebody, which count only while we have none
-    held: dict[str, int] = field(default_factory=dict)  # entry id → attempt, of what `receive` returned
+    held: dict[str, Delivery[bytes]] = field(default_factory=dict)  # by entry id, what `receive` returned
     tidied_to: bytes = b"0"
     was_used: bool = True  # since the last look at what may go
     retained_at: float = 0.0
@@ -39,6 +39,11 @@ class Group:
         """The keys of the scripts that park and take."""
         name = self.key.group
         return self.keys.stream, self.keys.due(name), self.keys.suspects(name), self.keys.failures(name)
+
+    def holds(self, position: str, attempt: int) -> bool:
+        """Whether an entry is held, in that attempt."""
+        held = self.held.get(position)
+        return held is not None and held.message.attempt == attempt
 
 
 def shown(key: SubscriptionKey) -> str:

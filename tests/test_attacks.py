@@ -12,7 +12,7 @@ from redis import Redis
 
 from pubsub_core import SystemClock
 from pubsub_core.broker import BrokerOptions
-from pubsub_core.errors import BrokerUnavailable, LeaseLost
+from pubsub_core.errors import BrokerFull, BrokerUnavailable, LeaseLost
 from pubsub_core.message import SubscriptionKey
 from pubsub_redis import open_redis
 from pubsub_redis.consumer import RedisConsumer
@@ -121,6 +121,110 @@ def test_what_comes_again_to_who_still_has_it_is_not_taken_for_that(place: Place
     assert (again.message.id, again.message.attempt, again.crashes) == (first.message.id, 2, 1)
     one.ack([again])
     assert place.client.xpending(place.stream, "billing")["pending"] == 0
+
+
+# Releases
+
+
+def test_release_whose_reply_is_lost_takes_nothing_away_when_it_is_repeated(place: Place, proxy: Proxy) -> None:
+    """It was carried out, and what it released is at work here again, in the same attempt."""
+    one, other = place.joined(place.broker(proxy.url)), place.joined(place.broker())
+    publish(place.broker())
+    (first,) = place.take(one, 1)
+    load_scripts(place)
+    proxy.lose_reply(to=b"EVALSHA")
+    with pytest.raises(BrokerUnavailable):
+        one.release([first])
+    (again,) = place.take(one, 1)
+    assert (again.message.id, again.message.attempt) == (first.message.id, 1)
+
+    one.release([first])
+    assert not other.receive({BILLING: 1}, 0)
+    assert not one.receive({BILLING: 1}, 0), "nor was it handed back as something that nobody saw"
+    one.nack(again, 0)
+
+
+def test_release_that_is_repeated_leaves_what_is_on_its_way_to_who_reads(
+    place: Place, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = place.joined(place.broker(proxy.url)), place.joined(place.broker())
+    publish(place.broker())
+    (first,) = place.take(one, 1)
+    load_scripts(place)
+    proxy.lose_reply(to=b"EVALSHA")
+    with pytest.raises(BrokerUnavailable):
+        one.release([first])
+    taken = one._taken
+
+    def repeat_first(*arguments: Any) -> Any:
+        one.release([first])  # as the settler's thread may do just then
+        return taken(*arguments)
+
+    monkeypatch.setattr(one, "_taken", repeat_first)
+    (again,) = place.take(one, 1)
+    assert not other.receive({BILLING: 1}, 0)
+    one.nack(again, 0)
+
+
+@pytest.mark.parametrize("reads_on", [True, False])
+def test_release_that_never_arrived_is_made_up_for(place: Place, proxy: Proxy, reads_on: bool) -> None:
+    """By who reads; if nobody does, as all are busy or told to stop, by who maintains."""
+    one, other = place.joined(place.broker(proxy.url, patience=0.5)), place.joined(place.broker())
+    published = publish(place.broker(), 2)
+    released, kept = place.take(one, 2)
+    load_scripts(place)
+    proxy.hold_back(b"EVALSHA")
+    with pytest.raises(BrokerUnavailable):
+        one.release([released])
+    one.release([released])
+    if reads_on:
+        one.receive({}, 0)
+    else:
+        one.maintain()
+
+    (again,) = place.take(other, 1)
+    assert (again.message.id, again.message.attempt) == (published[0], 1)
+    proxy.let_go.set()
+    one.nack(kept, 0)
+
+
+def test_release_without_memory_takes_nothing_away_when_there_is_some_again(own: RealServer, own_place: Place) -> None:
+    """What could not be parked was handed out here meanwhile."""
+    place = own_place
+    one, other = place.joined(place.broker()), place.joined(place.broker())
+    publish(place.broker())
+    (first,) = place.take(one, 1)
+    place.client.config_set("maxmemory", 1)
+    with pytest.raises(BrokerFull):
+        one.release([first])
+    (again,) = one.receive({BILLING: 1}, 0)
+    place.client.config_set("maxmemory", 0)
+
+    one.release([first])
+    assert not other.receive({BILLING: 1}, 0)
+    one.nack(again, 0)
+
+
+def test_suspect_that_could_not_be_released_without_memory_is_later(own: RealServer, own_place: Place) -> None:
+    """It is not handed out here without its care, and nobody repeats the release."""
+    place = own_place
+    broker = place.broker()
+    mortal, one, other = (place.joined(broker) for _ in range(3))
+    publish(broker)
+    place.take(mortal, 1)
+    place.client.delete(worker_key(place.namespace, mortal.name))
+    one._upkeep.take_over(BILLING, mortal.name.encode())
+    (suspect,) = place.take(one, 1)
+    place.client.config_set("maxmemory", 1)
+    with pytest.raises(BrokerFull):
+        one.release([suspect])
+    assert not one.receive({BILLING: 1}, 0)
+    place.client.config_set("maxmemory", 0)
+
+    one._stragglers_at = min(one._stragglers_at, time.monotonic())
+    one.receive({}, 0)
+    (again,) = place.take(other, 1)
+    assert (again.message.id, again.crashes) == (suspect.message.id, 1)
 
 
 def test_who_was_away_hands_out_nothing_that_came_meanwhile(place: Place) -> None:

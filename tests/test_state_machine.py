@@ -73,6 +73,7 @@ class Entry:
     attempt: int = 1
     crashes: int = 0
     holder: "Member | None" = None
+    held: "Held | None" = None  # the last hand-over
     is_due: bool = False
 
     def park(self, *, is_due: bool = True, failures: int = 0, crashes: int = 0) -> None:
@@ -100,8 +101,7 @@ class Held:
 
     @property
     def is_ours(self) -> bool:
-        entry = self.entry
-        return entry.holder is self.member and entry.attempt == self.delivery.message.attempt
+        return self.entry.holder is self.member and self.entry.held is self
 
 
 @dataclass(eq=False)
@@ -269,7 +269,8 @@ class World:
             if entry.state == "unread":
                 assert entry is group.unread.popleft(), "new messages came in another order than that of publishing"
             entry.state, entry.holder = "held", member
-            helds.append(Held(delivery, entry, member))
+            entry.held = Held(delivery, entry, member)
+            helds.append(entry.held)
         for key in KEYS:
             assert sum(one.subscription == key for one in batch) <= credit.get(key, 0), "more came than was asked for"
         member.hand += helds

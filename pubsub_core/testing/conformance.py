@@ -480,6 +480,28 @@ class BrokerConformance(TimeConformance, InspectConformance):
         other.nack(again, 0)
         assert self.take_one(other).message.attempt == 2
 
+    def test_an_earlier_hand_over_settles_nothing_though_its_attempt_is_the_same(self, broker: Broker) -> None:
+        """What was released came again to the same consumer: LeaseLost, or nothing for a release. An ack counts."""
+        key = self.key()
+        consumer, other = self.consumer(broker, key), self.joined(broker, key)
+        self.publish(broker, key.topic)
+        earlier = self.take_one(consumer)
+        consumer.release([earlier])
+        later = self.take_one(consumer)
+        assert later.message.attempt == earlier.message.attempt == 1
+        consumer.release([earlier])
+        with pytest.raises(LeaseLost):
+            consumer.nack(earlier, 0)
+        with pytest.raises(LeaseLost):
+            consumer.dead_letter(earlier, REASON)
+        self.nothing_comes(consumer, other)
+        consumer.nack(later, 0)
+        again = self.take_one(consumer)
+        assert again.message.attempt == 2
+        consumer.ack([earlier])
+        consumer.release([again])
+        self.nothing_comes(consumer, other)
+
     def test_one_release_may_be_of_several_topics_and_groups(self, broker: Broker) -> None:
         """Each goes back to its own."""
         keys = [self.key(), self.key()]

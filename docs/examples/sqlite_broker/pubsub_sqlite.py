@@ -15,6 +15,7 @@ from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
+from weakref import WeakValueDictionary
 
 from pubsub_core import broker as seam
 from pubsub_core.errors import BrokerError, BrokerFull, BrokerUnavailable, ConfigurationError, LeaseLost, Unsupported
@@ -207,6 +208,7 @@ class SqliteConsumer:
         self._memberships = memberships
         self._bell: SimpleQueue[None] = SimpleQueue()  # its `put` is safe even in a signal handler
         self._is_woken = False
+        self._latest: WeakValueDictionary[tuple[Any, ...], Delivery[bytes]] = WeakValueDictionary()
 
     # Receiving
 
@@ -279,7 +281,8 @@ class SqliteConsumer:
         for seq, attempt, crashes in db.execute(query, (*group, *values)).fetchall():
             _put(db, "deliveries", *group, seq, self.name, None, attempt, crashes)
             payload, facts = db.execute("SELECT payload, facts FROM messages WHERE seq = ?", (seq,)).fetchone()
-            taken.append(Delivery(_message(key, payload, facts, seq, attempt), key, crashes))
+            self._latest[*group, seq] = one = Delivery(_message(key, payload, facts, seq, attempt), key, crashes)
+            taken.append(one)
         return taken
 
     def wake(self) -> None:
@@ -314,10 +317,10 @@ class SqliteConsumer:
             facts = (_facts(message), json.dumps(asdict(reason)))
             _put(db, "dead_letters", *names[:2], self._broker.time(), message.payload, *facts)
 
-    def _names(self, delivery: Delivery[bytes]) -> tuple[str | int, ...]:
-        message = delivery.message
-        stream, group = self._broker.stream(message.topic), delivery.subscription.group
-        return stream, group, int(message.position or 0), self.name, message.attempt
+    def _names(self, delivery: Delivery[bytes]) -> tuple[str | int | None, ...]:
+        message, group = delivery.message, delivery.subscription.group
+        place = self._broker.stream(message.topic), group, int(message.position or 0)
+        return *place, self.name if self._latest.get(place) is delivery else None, message.attempt  # None equals nothing
 
     def _must_be_mine(self, delivery: Delivery[bytes], changed: sqlite3.Cursor) -> None:
         if not changed.rowcount:
