@@ -139,6 +139,7 @@ class RedisConsumer:
         self._wake_out.setblocking(False)
         self._wake_in.setblocking(False)
         self._was_certain = False
+        self._certain_at = -math.inf  # when it came to be so last
         self._unparked: Deliveries = []  # pending under our name, held, and not yet handed out
         self._kept_at = math.inf  # since when there are some that could be parked
         self._is_overdue = False  # those, and what was asked for ahead
@@ -591,7 +592,7 @@ class RedisConsumer:
     def _make_certain(self) -> None:
         """Show that we live, join the groups, and hand back what the server gave us in a reply that never came.
 
-        After an outage all signs of life may have expired, so nobody is taken for dead before he had time to come back.
+        In a long outage all signs of life may expire, so nobody is taken for dead before he had time to come back.
         """
         self.sign.give()
         self._broker.time()
@@ -605,9 +606,10 @@ class RedisConsumer:
         for group in self._groups.values():
             group.due_at = group.suspects_at = 0.0
         if self._was_certain:
-            now = time.monotonic()
-            self._patient_until = now + self._lease
+            if self.sign.doubted_at > self._certain_at:
+                self._patient_until = time.monotonic() + self._lease
             self._expect_stragglers()
+        self._certain_at = time.monotonic()
         self._is_certain = self._was_certain = True
 
     def _look_for_pauses(self) -> None:

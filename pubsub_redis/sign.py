@@ -21,7 +21,9 @@ LIST_EVERY = 60.0  # seconds between two times that a consumer puts itself on th
 class SignOfLife:
     """Given by whoever reads or maintains, and withdrawn at the end.
 
-    `lapses` is how often none was given for so long that others took this consumer for dead.
+    `lapses` is how often none was given for so long that others took this consumer for dead. `doubted_at` is when the
+    last one was given that others may not have managed to give in time either: the one before had come half a lease
+    earlier, when theirs may have been a heartbeat old already, or the server had lost it.
     """
 
     def __init__(self, broker: "RedisBroker", name: str) -> None:
@@ -34,6 +36,7 @@ class SignOfLife:
         self._came_at: float | None = None
         self._listed_at = -math.inf
         self.lapses = 0
+        self.doubted_at = -math.inf
         self.was_given = False
         self.given_at = 0.0  # of time.monotonic()
         self.due_at = 0.0
@@ -57,10 +60,14 @@ class SignOfLife:
         """
         expiry = int(1000 * self._lease)
         given_at = time.monotonic()
-        if self.was_given and given_at - self.given_at > self._lease:
+        was_given, since = self.was_given, given_at - self.given_at
+        if was_given and since > self._lease:
             self.lapses += 1
         self.was_given = True
-        if not self._broker.call(self._key, ("PEXPIRE", self._key, expiry), "giving a sign of life"):
+        is_there = self._broker.call(self._key, ("PEXPIRE", self._key, expiry), "giving a sign of life")
+        if was_given and (since > self._lease / 2 or not is_there):
+            self.doubted_at = time.monotonic()
+        if not is_there:
             about = json.dumps(
                 {"host": socket.gethostname(), "pid": os.getpid(), "version": __version__, "since": self._since()}
             )

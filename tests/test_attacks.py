@@ -348,6 +348,58 @@ def test_who_was_thought_dead_and_came_back_is_missed_in_time_when_he_dies(place
     assert time.monotonic() - died < 5.0  # of 15 s with a heartbeat of 2 s, and what a busy machine adds to it
 
 
+def test_the_dead_are_missed_though_connections_break_all_the_time(own_place: Place) -> None:
+    """Each time but for a moment: so nobody's sign of life can have expired, and nobody is waited for."""
+    place = own_place
+    broker = place.broker(heartbeat=5.0)
+    mortal, other = place.joined(broker), place.joined(broker)
+    published = publish(broker)
+    place.take(mortal, 1)
+    place.client.delete(worker_key(place.namespace, mortal.name))
+
+    def is_back() -> bool:
+        try:
+            return not other.receive({BILLING: 1}, 0)
+        except BrokerUnavailable:
+            return False
+
+    for _ in range(2):
+        place.client.client_kill_filter(_type="normal", skipme=True)
+        assert not is_back(), "nothing broke, so this tells nothing"
+        until(is_back)
+        upkeep = other._upkeep
+        upkeep.suspects = {one: since - 5.0 for one, since in upkeep.suspects.items()}  # a heartbeat passes
+        place.client.delete(look_key(place.namespace, upkeep.concern))
+        other._look_at = 0.0
+        other.maintain()
+    assert ids(place.take(other, 1)) == published
+
+
+@pytest.mark.parametrize("what", ["outage", "loss"])
+def test_nobody_is_taken_for_dead_just_after_all_signs_may_have_gone(own_place: Place, what: str) -> None:
+    """It was long, or the server has lost ours too: whoever lives needs time to come back."""
+    place = own_place
+    broker = place.broker(heartbeat=5.0)
+    holding, other = place.joined(broker), place.joined(broker)
+    publish(broker)
+    place.take(holding, 1)
+    if what == "outage":
+        other.sign.given_at -= 11.0
+        place.client.delete(worker_key(place.namespace, holding.name))
+    else:
+        place.client.delete(*(worker_key(place.namespace, one.name) for one in (holding, other)))
+    other.sign.due_at = 0.0
+    other.maintain()  # whose thread may be the first to be back
+    other._start_over()
+    other.receive({}, 0)
+    for _ in range(3):
+        other._upkeep.suspects = {one: since - 5.0 for one, since in other._upkeep.suspects.items()}
+        place.client.delete(look_key(place.namespace, other._upkeep.concern))
+        other._look_at = 0.0
+        other.maintain()
+    assert not other.receive({BILLING: 1}, 0)
+
+
 def test_signs_of_life_that_vanish_all_at_once_rob_nobody(place: Place) -> None:
     """As after a failover to a replica that was behind. One look finds all silent: only the second one counts."""
     broker = place.broker(heartbeat=0.2)
