@@ -320,7 +320,7 @@ class SqliteConsumer:
     def _names(self, delivery: Delivery[bytes]) -> tuple[str | int | None, ...]:
         message, group = delivery.message, delivery.subscription.group
         place = self._broker.stream(message.topic), group, int(message.position or 0)
-        return *place, self.name if self._latest.get(place) is delivery else None, message.attempt  # None equals nothing
+        return *place, self.name if self._latest.get(place) is delivery else None, message.attempt  # it equals none
 
     def _must_be_mine(self, delivery: Delivery[bytes], changed: sqlite3.Cursor) -> None:
         if not changed.rowcount:
