@@ -26,6 +26,7 @@ class Connections:
         self._idle: defaultdict[Node, deque[Link]] = defaultdict(deque)
         self._lent: dict[int, Link] = {}  # by thread
         self._process = os.getpid()
+        self._is_closed = False
 
     @contextmanager
     def borrowed(self, node: Node) -> Iterator[Link]:
@@ -47,7 +48,7 @@ class Connections:
 
     def _take_back(self, node: Node, link: Link) -> None:
         self._lent.pop(threading.get_ident(), None)
-        if link.is_open and not link.is_hurried:
+        if link.is_open and not (link.is_hurried or self._is_closed):
             link.rest()
             self._idle[node].append(link)
             return
@@ -90,7 +91,8 @@ class Connections:
             raise
 
     def close_idle(self) -> None:
-        """Close every connection of this process that nobody uses now."""
+        """Close every connection of this process: those that are in use, as soon as they are given back."""
+        self._is_closed = True
         if os.getpid() != self._process:
             return
         for idle in [*self._idle.values()]:

@@ -53,8 +53,12 @@ def named(findings: Sequence[Finding]) -> dict[str, Finding]:
 
 
 def found(pubsub: PubSub) -> dict[str, Finding]:
+    return named(examined(pubsub))
+
+
+def examined(pubsub: PubSub) -> list[Finding]:
     try:
-        return named(examine(pubsub))
+        return [*examine(pubsub)]
     finally:
         pubsub.close()
 
@@ -119,7 +123,7 @@ def test_rights_that_are_missing_are_named(program: str, request: pytest.Fixture
         client.execute_command(
             "ACL", "SETUSER", user, "on", ">pw", "~*", "&*", "+@all", "-xtrim", "-xclaim", "-client|kill"
         )
-        findings = [*examine(made(server.url.replace("redis://", f"redis://{user}:pw@")))]
+        findings = examined(made(server.url.replace("redis://", f"redis://{user}:pw@")))
         client.acl_deluser(user)
 
     needed, useful = (next(one for one in findings if one.severity == kind and one.name == "rights missing")
@@ -170,7 +174,7 @@ def test_a_user_who_lacks_only_client_info_has_access(well_kept: RealServer, oth
     with Redis.from_url(well_kept.url) as client:
         rules = [one for one in ("-client|info", other) if one]
         client.execute_command("ACL", "SETUSER", user, "on", ">pw", "~*", "&*", "+@all", *rules)
-        findings = [*examine(made(well_kept.url.replace("redis://", f"redis://{user}:pw@")))]
+        findings = examined(made(well_kept.url.replace("redis://", f"redis://{user}:pw@")))
         client.acl_deluser(user)
 
     (finding,) = [one for one in findings if one.name == "rights missing"]

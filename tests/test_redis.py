@@ -591,6 +591,15 @@ def test_link_in_a_hurry_is_not_left_to_others_who_have_time(place: Place) -> No
         assert not another.is_hurried
 
 
+def test_a_broker_that_is_closed_keeps_no_connection_that_is_given_back_later(place: Place) -> None:
+    broker = place.broker()
+    with broker.borrowed("") as link:
+        link.open()
+        broker.close()
+        assert link.call("PING", what="looking") == b"PONG"
+    assert not link.is_open
+
+
 def test_reply_that_is_slow_is_not_looked_for_all_the_time(place: Place) -> None:
     """To look costs as much as to sleep, if the reply comes at once; with a server that is far it is a waste."""
     looks = 0
