@@ -981,6 +981,8 @@ class RedisConsumer:
                     upkeep.look_for_dead_consumers()
                 upkeep.retain()
                 self._look_at = now + (self._heartbeat if upkeep.suspects else 2 * self._heartbeat)
+            elif self._is_certain:
+                self._look_at = min(self._look_at, upkeep.turn_at)
         return max(0.0, min(self.sign.due_at, self._look_at) - time.monotonic())
 
     def _take_back_if_lost(self) -> None:

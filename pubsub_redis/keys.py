@@ -106,6 +106,11 @@ def look_key(namespace: str, concern: str) -> str:
     return f"{namespace}:look:{concern}"
 
 
+def told_key(namespace: str, concern: str) -> str:
+    """Whom that process found silent, for the case that it is killed before it looks again; expires."""
+    return f"{namespace}:look:{concern}:silent"
+
+
 def topics_key(namespace: str) -> str:
     """A set: the topics that workers have consumed."""
     return f"{namespace}:topics"

@@ -2,7 +2,9 @@
 
 import contextlib
 import hashlib
+import json
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
@@ -13,7 +15,7 @@ from pubsub_core.message import SubscriptionKey
 from pubsub_redis.entry import stored_at
 from pubsub_redis.faults import is_missing_group
 from pubsub_redis.groups import Group, due_text, shown
-from pubsub_redis.keys import PARKED, control_channel, look_key, topics_key, worker_key, workers_key
+from pubsub_redis.keys import PARKED, control_channel, look_key, told_key, topics_key, worker_key, workers_key
 from pubsub_redis.link import Command, script_call
 from pubsub_redis.sign import SignOfLife
 
@@ -58,6 +60,7 @@ class Upkeep:
         self.concern = _digest(groups)
         self.suspects: dict[tuple[SubscriptionKey, bytes], float] = {}
         """Consumers that were found silent once, and when: they are taken over from if they are found so again."""
+        self.turn_at = math.inf  # when to ask for our turn again, where it was somebody else's
         self.tidy_at = 0.0
         self.scan_at = 0.0
         # Silent workers that are in none of our groups any more, and when they were listed: who comes back is anew.
@@ -78,10 +81,14 @@ class Upkeep:
         """Whether it is this process that looks, of all that have the same groups, this time."""
         key = look_key(self._namespace, self.concern)
         period = int(1800 * self._heartbeat)
+        self.turn_at = math.inf
         try:
             if self._broker.call(key, ("SET", key, self._name, "NX", "PX", period), "taking turns"):
                 return True
-            if self._broker.call(key, ("PTTL", key), "taking turns") <= period:
+            left = self._broker.call(key, ("PTTL", key), "taking turns")
+            if left <= period:
+                # A bit later than it ends: who has the turn after it may have something to tell us by then.
+                self.turn_at = time.monotonic() + max(0, left) / 1000 + 0.1 * self._heartbeat
                 return False
             # The server's clock was set back, and this would hold for as much longer.
             return bool(self._broker.call(key, ("SET", key, self._name, "PX", period), "taking turns"))
@@ -92,7 +99,7 @@ class Upkeep:
         """Take over from consumers that gave no sign of life at two looks, a heartbeat apart.
 
         One look is not enough: a failover or a flush makes all signs vanish at once, and the living need a moment to
-        give new ones.
+        give new ones. The first may be that of a process that was killed meanwhile.
         """
         now = time.monotonic()
         silent_workers = dict(self._silent_workers().items() - self._cleared.items())
@@ -102,6 +109,9 @@ class Upkeep:
         self.scan_at = now + _SCAN
         present = {name for _, name in silent}
         self._cleared |= {name: at for name, at in silent_workers.items() if name not in present}
+        if silent - self.suspects.keys():
+            self.suspects = {one: at for one, at in self._told(now).items() if one in silent} | self.suspects
+        before = {*self.suspects}
         for suspect, since in [*self.suspects.items()]:
             if suspect not in silent:
                 del self.suspects[suspect]
@@ -111,6 +121,33 @@ class Upkeep:
                 self.take_over(*suspect)
         for suspect in silent:
             self.suspects.setdefault(suspect, now)
+        if before != {*self.suspects}:
+            self._tell()
+
+    def _tell(self) -> None:
+        """Tell who looks next whom we found silent, and have him look soon, in case we are gone by then."""
+        look, told = look_key(self._namespace, self.concern), told_key(self._namespace, self.concern)
+        if not self.suspects:
+            self._broker.call(told, ("DEL", told), "looking for dead consumers")
+            return
+        text = json.dumps([[*key, name.decode("latin-1")] for key, name in self.suspects])
+        with contextlib.suppress(BrokerFull):
+            self._broker.call(
+                told, ("SET", told, text, "PX", int(2000 * self._heartbeat)), "looking for dead consumers"
+            )
+            self._broker.call(look, ("PEXPIRE", look, int(1000 * self._heartbeat)), "looking for dead consumers")
+
+    def _told(self, now: float) -> dict[tuple[SubscriptionKey, bytes], float]:
+        """Return whom another process found silent lately, and when."""
+        told = told_key(self._namespace, self.concern)
+        text = self._broker.call(told, ("GET", told), "looking for dead consumers")
+        left = self._broker.call(told, ("PTTL", told), "looking for dead consumers") / 1000
+        if text is None or not 0 <= left <= 2 * self._heartbeat:
+            return {}
+        since = now + left - 2 * self._heartbeat
+        return {
+            (SubscriptionKey(topic, group), name.encode("latin-1")): since for topic, group, name in json.loads(text)
+        }
 
     def _silent_workers(self) -> dict[bytes, float]:
         """Return the workers that give no sign of life, whatever their groups, and when they were listed; cheaply.

@@ -400,6 +400,37 @@ def test_nobody_is_taken_for_dead_just_after_all_signs_may_have_gone(own_place: 
     assert not other.receive({BILLING: 1}, 0)
 
 
+def test_what_a_killed_process_had_seen_counts_for_who_looks_next(place: Place) -> None:
+    """He asks for his turn soon, and need not find the dead silent twice himself."""
+    broker = place.broker(heartbeat=5.0)
+    mortal, killed, other = (place.joined(broker) for _ in range(3))
+    published = publish(broker)
+    place.take(mortal, 1)
+    look = look_key(place.namespace, killed._upkeep.concern)
+    other.maintain()
+    place.client.delete(look, worker_key(place.namespace, mortal.name))
+    killed._look_at = 0.0
+    killed.maintain()
+    assert killed._upkeep.suspects
+
+    assert place.client.pttl(look) <= 5_000, "others look sooner"
+    place.client.delete(look)
+    place.client.pexpire(f"{look}:silent", 5_000)  # a heartbeat passes
+    other._look_at = 0.0
+    other.maintain()
+    assert ids(place.take(other, 1)) == published
+    assert not place.client.exists(f"{look}:silent")
+
+
+def test_who_is_refused_his_turn_asks_again_when_it_ends(place: Place) -> None:
+    broker = place.broker(heartbeat=50.0)
+    one, other = place.joined(broker), place.joined(broker)
+    one.maintain()
+    place.client.pexpire(look_key(place.namespace, one._upkeep.concern), 30_000)
+    other.maintain()
+    assert other._look_at < one._look_at
+
+
 def test_signs_of_life_that_vanish_all_at_once_rob_nobody(place: Place) -> None:
     """As after a failover to a replica that was behind. One look finds all silent: only the second one counts."""
     broker = place.broker(heartbeat=0.2)
