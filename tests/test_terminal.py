@@ -45,7 +45,7 @@ def test_tables_are_drawn_and_plain_where_they_are_piped(shop: PubSub):
     ids = shop.publish("orders", -1), shop.publish("orders", 2)
     work(shop)
     with terminal(PUBSUB, "status") as screen:
-        assert screen.end() == 0
+        assert screen.end() == 0, screen.text
     with terminal(PUBSUB, "dead", "list", "orders", "--group", "billing") as listed:
         assert listed.end() == 0
     piped = subprocess.run([PUBSUB, "groups"], capture_output=True, text=True, check=True).stdout
@@ -80,7 +80,7 @@ def test_status_is_shown_again_until_it_is_interrupted(shop: PubSub):
         shop.publish("orders", 1)
         screen.until("orders / billing: 1 messages wait")
         screen.interrupt()
-        assert screen.end() == 0
+        assert screen.end() == 0, screen.text
     assert "Traceback" not in screen.text
     assert "Abort" not in screen.text
 
@@ -90,7 +90,7 @@ def test_status_is_shown_every_other_second_if_nothing_else_is_said(shop: PubSub
     with terminal(PUBSUB, "status", "--watch") as screen:
         screen.until_cleared(2)
         screen.interrupt()
-        assert screen.end() == 0
+        assert screen.end() == 0, screen.text
 
 
 def test_status_is_shown_through_an_outage(monkeypatch: pytest.MonkeyPatch):
@@ -106,7 +106,7 @@ def test_status_is_shown_through_an_outage(monkeypatch: pytest.MonkeyPatch):
             server.start()
             screen.until(r"(?s)cannot be reached.*no group is known yet")
             screen.interrupt()
-            assert screen.end() == 0
+            assert screen.end() == 0, screen.text
             assert screen.raw.count(CLEAR) > cleared
 
 
@@ -117,7 +117,7 @@ def test_tail_follows_until_it_is_interrupted(shop: PubSub):
         more = [shop.publish("orders", number) for number in range(2, 30)]
         screen.until(more[-1])
         screen.interrupt()
-        assert screen.end() == 0
+        assert screen.end() == 0, screen.text
     assert [json.loads(line)["id"] for line in screen.text.splitlines()] == [first, *more]
 
 
@@ -130,14 +130,14 @@ def test_tail_of_a_topic_that_is_empty_shows_the_first_message(shop: PubSub):
             ids.append(shop.publish("orders", 1))
             threading.Event().wait(0.1)
         screen.interrupt()
-        assert screen.end() == 0
+        assert screen.end() == 0, screen.text
 
 
 def test_publishing_lines_draws_a_bar(shop: PubSub, tmp_path: Path):
     file = tmp_path / "orders.jsonl"
     file.write_text("".join(f"{number}\n" for number in range(3_000)))
     with terminal(PUBSUB, "publish", "orders", "--file", str(file), "--lines") as screen:
-        assert screen.end() == 0
+        assert screen.end() == 0, screen.text
     assert "publishing" in screen.text
     assert "100%  3,000 messages" in screen.text
     assert "3,000 messages published" in screen.text
@@ -155,7 +155,7 @@ def test_publishing_lines_that_is_interrupted_says_how_many_there_were(shop: Pub
             assert time.monotonic() < deadline
             threading.Event().wait(0.05)
         screen.interrupt()
-        assert screen.end() == 130
+        assert screen.end() == 130, screen.text
         os.close(to_write)
     assert "500 messages\n" in screen.text
     assert "%" not in screen.text  # nobody knows of how many

@@ -1,6 +1,6 @@
 """`topics`, `groups`, `workers`, `lag`, `tail`, `show`: what there is, without changing anything."""
 
-import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, NoReturn
@@ -250,14 +250,13 @@ def tail(door: Door, *, takes_target: bool) -> click.Command:
 
 def _follow(desk: Desk, topic: str, position: str | None) -> NoReturn:
     """Show what comes behind a position, for ever."""
-    never = threading.Event()
     while True:
         messages = desk.inspector.peek(topic, _PAGE, after=position)
         for one in messages:
             _show_line(desk, one)
         position = messages[-1].position if messages else position
         if len(messages) < _PAGE:
-            never.wait(_FOLLOW)
+            time.sleep(_FOLLOW)
 
 
 def _start_at_end(desk: Desk, topic: str) -> str:

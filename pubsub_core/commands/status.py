@@ -1,6 +1,6 @@
 """`status`: how everything stands, on one screen."""
 
-import threading
+import time
 from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
 from typing import Any
@@ -27,14 +27,13 @@ def status(door: Door, *, takes_target: bool) -> click.Command:
             facts, text = _look(desk)
             desk.answer(facts, text)
             return REFUSED if facts["not looked at"] else OK
-        never = threading.Event()
         with suppress(KeyboardInterrupt):  # that is how to end it
             while True:
                 facts, text = _look_or_say_why_not(desk)
                 if not desk.as_json:
                     click.clear()
                 desk.answer(facts, text)
-                never.wait(watch)
+                time.sleep(watch)
         if not desk.as_json:
             end_line()
         return OK
