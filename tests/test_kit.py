@@ -673,7 +673,7 @@ def test_a_test_leaves_nothing_behind(redis):
         created = set(client.keys()) - before
         assert created
         assert all(key.startswith(kit.pubsub.settings.namespace.encode()) for key in created)
-    assert set(client.keys()) == before
+    assert set(client.keys()) <= before  # of others, some may expire meanwhile
     client.close()
 
 

@@ -361,7 +361,7 @@ class TimeConformance(Harness):
         """By a process that starts. One that has the old one still goes on only if that is not named any more."""
         key = self.key()
         schedule = ScheduleKey(key.topic, "nightly")
-        old, new = self.open(superseded_for=0.3), self.open(superseded_for=0.3)
+        old, new = self.open(superseded_for=1.0), self.open(superseded_for=1.0)
         last = old.join_schedules("shop", {schedule: "old"}, is_start=True)[schedule]
         self.pass_time(0.05)
         assert new.join_schedules("shop", {schedule: "new"})[schedule] == last
@@ -371,7 +371,7 @@ class TimeConformance(Harness):
         self.pass_time(0.05)
         assert self.fire(old, schedule, later + 0.01, "old") == "superseded"
         assert self.fire(new, schedule, later + 0.01, "new") == "fired"
-        self.pass_time(0.4)
+        self.pass_time(1.1)
         assert self.fire(old, schedule, later + 0.02, "old") == "past"  # it is the old one again, and starts now
         self.pass_time(0.05)
         assert self.fire(old, schedule, old.time() - 0.01, "old") == "fired"
@@ -380,7 +380,7 @@ class TimeConformance(Harness):
     @needs("inspect")
     def test_a_schedule_that_nobody_names_is_forgotten(self, broker: Broker) -> None:
         """By its own application, and not at once: others may still have it."""
-        one = self.open(superseded_for=0.3)
+        one = self.open(superseded_for=1.0)
         assert isinstance(one, Inspector)
         mine, gone = ScheduleKey(self.key().topic, "mine"), ScheduleKey(self.key().topic, "gone")
         theirs = ScheduleKey(self.key().topic, "theirs")
@@ -388,7 +388,7 @@ class TimeConformance(Harness):
         one.join_schedules("crm", {theirs: "c"}, is_start=True)
         one.join_schedules("shop", {mine: "a"}, is_start=True)
         assert {state.key for state in one.schedules()} == {mine, gone, theirs}
-        self.pass_time(0.4)
+        self.pass_time(1.1)
         one.join_schedules("shop", {mine: "a"})
         known = {state.key: (state.owner, state.spec) for state in one.schedules()}
         assert known == {mine: ("shop", "a"), theirs: ("crm", "c")}
