@@ -95,10 +95,12 @@ class BrokerOptions:
     @property
     def lease(self) -> float:
         """For how many seconds after a sign of life a consumer counts as there."""
-        return 4 * self.heartbeat
+        return LEASE * self.heartbeat
 
 
 MOST_RETAINED = 100_000
+
+LEASE = 4  # heartbeats
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,7 @@ from pubsub_core.subscription import (
     Subscription,
     check_options,
     inspect_handler,
+    is_of,
     second_handler,
     second_schedule,
 )
@@ -237,8 +238,7 @@ class PubSub:
         declared = self._own(topic, "subscribe to it")
         check_options(group, timeout, concurrency, start)
         policy = policy_of(retry)
-        is_size = isinstance(batch, int) and not isinstance(batch, bool) and 1 <= batch <= MOST_IN_BATCH
-        if batch is not None and not is_size:
+        if batch is not None and not (is_of(batch, int) and 1 <= batch <= MOST_IN_BATCH):
             raise SubscriptionError(f"batch={batch!r}: how many messages in a list at most, from 1 to {MOST_IN_BATCH}")
         if expired not in _EXPIRED:
             raise SubscriptionError(
@@ -397,14 +397,16 @@ class PubSub:
         if name in self._schedules:
             others = [one.handler for one in self._subscriptions.values() if one.topic == name]
             raise second_schedule(name, handler, others)
-        other = self._subscriptions.get((name, group))
+        self._check_first(name, group, handler, is_scheduled=True)
+
+    def _check_first(self, topic: str, group: str | None, handler: Handler, *, is_scheduled: bool = False) -> None:
+        """Raise SubscriptionError if the topic has a handler for the group."""
+        other = self._subscriptions.get((topic, group))
         if other is not None:
-            raise second_handler(name, group, handler, other.handler, is_scheduled=True)
+            raise second_handler(topic, group, handler, other.handler, is_scheduled=is_scheduled)
 
     def _add(self, new: Subscription) -> None:
-        other = self._subscriptions.get((new.topic, new.group))
-        if other is not None:
-            raise second_handler(new.topic, new.group, new.handler, other.handler)
+        self._check_first(new.topic, new.group, new.handler)
         self._subscriptions[new.topic, new.group] = new
 
     def middleware(self, function: HandleMiddleware) -> HandleMiddleware:
@@ -619,8 +621,8 @@ class PubSub:
         made meanwhile, as those of a test are, are forgotten; what a module declared stays.
         """
         known = {*self._subscriptions, *self._schedules}
-        handle, publish = len(self._handle_middleware), len(self._publish_middleware)
-        headers = len(self._header_makers)
+        lists: list[list[Any]] = [self._handle_middleware, self._publish_middleware, self._header_makers]
+        added = [(one, len(one)) for one in lists]
         self._stand_ins.append(runtime)
         try:
             yield
@@ -634,9 +636,8 @@ class PubSub:
             for name, schedule in [*self._schedules.items()]:
                 if name not in known and schedule.payload is not None:
                     del self._schedules[name]
-            _forget_local(self._handle_middleware, handle)
-            _forget_local(self._publish_middleware, publish)
-            _forget_local(self._header_makers, headers)
+            for functions, before in added:
+                functions[before:] = [one for one in functions[before:] if not _is_local(one)]
 
     @property
     def declared(self) -> int:
@@ -847,10 +848,6 @@ def _check_passed_on(message: Message[Any], given: Message[Any]) -> None:
 
 def _ids(messages: Sequence[Message[Any]]) -> list[str]:
     return [message.id for message in messages]
-
-
-def _forget_local(functions: list[F], known: int) -> None:
-    functions[known:] = [one for one in functions[known:] if not _is_local(one)]
 
 
 def _is_local(function: Callable[..., Any]) -> bool:

@@ -262,9 +262,9 @@ def check_options(group: str | None, timeout: float | None, concurrency: int | N
     """Raise ConfigurationError for a group that has no such name, and SubscriptionError for what else cannot be."""
     if group is not None:
         check_name("group", group)
-    if timeout is not None and not (_is_of(timeout, int | float) and 0 < timeout < float("inf")):
+    if timeout is not None and not (is_of(timeout, int | float) and 0 < timeout < float("inf")):
         raise SubscriptionError(f"timeout={timeout!r}: the timeout is a number of seconds, more than 0")
-    if concurrency is not None and not (_is_of(concurrency, int) and concurrency >= 1):
+    if concurrency is not None and not (is_of(concurrency, int) and concurrency >= 1):
         raise SubscriptionError(f"concurrency={concurrency!r}: how many may run at once, 1 or more")
     if isinstance(start, datetime):
         if start.tzinfo is None:
@@ -273,7 +273,7 @@ def check_options(group: str | None, timeout: float | None, concurrency: int | N
         raise SubscriptionError(f"start={start!r}: use 'earliest', 'latest' or an aware datetime")
 
 
-def _is_of(value: object, kind: Any) -> bool:
+def is_of(value: object, kind: Any) -> bool:
     """Whether it is a number of that kind; True and False are none."""
     return isinstance(value, kind) and not isinstance(value, bool)
 

@@ -11,7 +11,7 @@ from pubsub_core.errors import ConfigurationError
 from pubsub_core.names import did_you_mean
 from pubsub_core.retry import RetryPolicy
 from pubsub_core.schedule import Missed
-from pubsub_core.subscription import Expired, where
+from pubsub_core.subscription import Expired, is_of, where
 from pubsub_core.terms import Dedup
 from pubsub_core.versions import Upcast, Versions
 
@@ -216,13 +216,9 @@ def topic_options(
     is_new: bool,
 ) -> TopicOptions:
     """Return what was said of a topic. Raises ConfigurationError for what cannot be."""
-    if retention is not None and (
-        isinstance(retention, bool) or not isinstance(retention, int | float) or not 0 < retention < math.inf
-    ):
+    if retention is not None and not (is_of(retention, int | float) and 0 < retention < math.inf):
         raise ConfigurationError(f"topic {topic!r} has retention={retention!r}: it is a number of seconds, more than 0")
-    if max_backlog is not None and (
-        isinstance(max_backlog, bool) or not isinstance(max_backlog, int) or max_backlog < 1
-    ):
+    if max_backlog is not None and not (is_of(max_backlog, int) and max_backlog >= 1):
         raise ConfigurationError(f"topic {topic!r} has max_backlog={max_backlog!r}: it is a whole number, 1 or more")
     if overflow not in _OVERFLOWS:
         raise ConfigurationError(

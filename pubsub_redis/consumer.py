@@ -23,7 +23,7 @@ from pubsub_core.errors import BrokerError, BrokerFull, BrokerUnavailable, Lease
 from pubsub_core.message import DeadLetterReason, Delivery, SubscriptionKey, delivery_of
 from pubsub_redis.entry import entry_again, is_for_another, letter_fields, place_of, read_entry, read_new
 from pubsub_redis.faults import FOREIGN, is_missing_group, translated
-from pubsub_redis.groups import Group, due_text, room_of, shown, start_id
+from pubsub_redis.groups import Group, due_text, joined, room_of, shown, start_id
 from pubsub_redis.keys import (
     control_channel,
     paused_key,
@@ -677,11 +677,8 @@ class RedisConsumer:
                     group.due_at = group.suspects_at = 0.0
                 group.is_left_out = False
         self._rejoin_at = math.inf if refused is None else time.monotonic() + _REJOIN
-        if refused is not None and not self._joined():
+        if refused is not None and not joined(self._groups):
             raise refused
-
-    def _joined(self) -> list[Group]:
-        return [group for group in self._groups.values() if not group.is_left_out]
 
     def _join(self, group: Group) -> None:
         """Make the group if there is none. One that was lost is restored: better twice than never, but better once.
@@ -732,7 +729,7 @@ class RedisConsumer:
         """Park, uncounted, what is pending under our name though we do not hold it, in that attempt."""
         self._drop_ahead()
         by_node: dict[Node, list[Group]] = defaultdict(list)
-        for group in self._joined():
+        for group in joined(self._groups):
             by_node[group.node].append(group)
         for node, groups in by_node.items():
             pages = self._link(node, "").ask([self._pending_command(group, "-") for group in groups])

@@ -1,6 +1,7 @@
 """What a consumer knows of each of its groups, and how groups are told of."""
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -44,6 +45,11 @@ class Group:
         """Whether an entry is held, in that attempt."""
         held = self.held.get(position)
         return held is not None and held.message.attempt == attempt
+
+
+def joined(groups: Mapping[SubscriptionKey, Group]) -> list[Group]:
+    """Return the groups with whose topics nothing is wrong."""
+    return [group for group in groups.values() if not group.is_left_out]
 
 
 def shown(key: SubscriptionKey) -> str:

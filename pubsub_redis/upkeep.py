@@ -14,7 +14,7 @@ from pubsub_core.errors import BrokerError, BrokerFull, NotPermitted
 from pubsub_core.message import SubscriptionKey
 from pubsub_redis.entry import stored_at
 from pubsub_redis.faults import is_missing_group
-from pubsub_redis.groups import Group, due_text, shown
+from pubsub_redis.groups import Group, due_text, joined, shown
 from pubsub_redis.keys import PARKED, control_channel, look_key, told_key, topics_key, worker_key, workers_key
 from pubsub_redis.link import Command, script_call
 from pubsub_redis.sign import SignOfLife
@@ -72,10 +72,6 @@ class Upkeep:
         for one in items:
             self._own_sign.give_if_due()
             yield one
-
-    def _joined(self) -> list[Group]:
-        """Return the groups with whose topics nothing is wrong."""
-        return [group for group in self._groups.values() if not group.is_left_out]
 
     def is_our_turn(self) -> bool:
         """Whether it is this process that looks, of all that have the same groups, this time."""
@@ -174,7 +170,7 @@ class Upkeep:
 
     def _silent_consumers(self) -> Iterator[tuple[SubscriptionKey, bytes]]:
         alive = {self._name.encode(): True, PARKED.encode(): True}
-        for group in self.alive(self._joined()):
+        for group in self.alive(joined(self._groups)):
             for name in self.alive(self._consumers_named(group.keys.stream, group.key.group)):
                 if name not in alive:
                     alive[name] = self._has_sign(name)
@@ -222,7 +218,7 @@ class Upkeep:
         now = time.monotonic()
         is_tidying = now >= self.tidy_at
         was_used = {one.keys.stream for one in self._groups.values() if one.was_used}
-        for stream, group in self.alive({one.keys.stream: one for one in self._joined()}.items()):
+        for stream, group in self.alive({one.keys.stream: one for one in joined(self._groups)}.items()):
             topic = options.topics.get(group.key.topic, USUAL)
             keep = options.retention if topic.retention is None else topic.retention
             if not (stream in was_used or is_tidying or now - group.retained_at >= min(_RETAIN_IDLE, keep)):
@@ -236,7 +232,7 @@ class Upkeep:
         if is_tidying:
             self.tidy_at = now + (_TIDY if was_used else _TIDY_IDLE)
             name_topics(self._broker, self._groups)
-            for group in self.alive(self._joined()):
+            for group in self.alive(joined(self._groups)):
                 self._tidy(group)
         for group in self._groups.values():
             group.was_used = bool(group.held)

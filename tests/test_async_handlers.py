@@ -13,7 +13,7 @@ import pytest
 from pubsub_core import ConfigurationError, DeadLetter, Message, NoRetry, PubSub, SubscriptionError
 from pubsub_core.testing.kit import Kit
 from pubsub_core.worker.event_loop import EventLoop
-from pubsub_core.worker.process import Worker
+from tests.waiting import handle_all
 
 
 @pytest.fixture
@@ -21,12 +21,6 @@ def pubsub() -> Iterator[PubSub]:
     pubsub = PubSub("memory://", group="default")
     yield pubsub
     pubsub.close()
-
-
-def handle_all(pubsub: PubSub) -> None:
-    with Worker(pubsub, threads=1, burst=True) as worker:
-        assert worker.wait(20), "the worker did not come to an end"
-    assert worker.failure is None
 
 
 def dead_of(pubsub: PubSub) -> Sequence[DeadLetter]:

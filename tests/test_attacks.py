@@ -13,7 +13,7 @@ from redis import Redis
 from pubsub_core import SystemClock
 from pubsub_core.broker import BrokerOptions
 from pubsub_core.errors import BrokerFull, BrokerUnavailable, LeaseLost
-from pubsub_core.message import SubscriptionKey
+from pubsub_core.message import Delivery, SubscriptionKey
 from pubsub_redis import open_redis
 from pubsub_redis.consumer import RedisConsumer
 from pubsub_redis.keys import control_channel, look_key, worker_key
@@ -126,8 +126,8 @@ def test_what_comes_again_to_who_still_has_it_is_not_taken_for_that(place: Place
 # Releases
 
 
-def test_release_whose_reply_is_lost_takes_nothing_away_when_it_is_repeated(place: Place, proxy: Proxy) -> None:
-    """It was carried out, and what it released is at work here again, in the same attempt."""
+def released_in_doubt(place: Place, proxy: Proxy) -> tuple[RedisConsumer, RedisConsumer, Delivery[bytes]]:
+    """Return a consumer, another one, and what the first released without getting to know it."""
     one, other = place.joined(place.broker(proxy.url)), place.joined(place.broker())
     publish(place.broker())
     (first,) = place.take(one, 1)
@@ -135,6 +135,12 @@ def test_release_whose_reply_is_lost_takes_nothing_away_when_it_is_repeated(plac
     proxy.lose_reply(to=b"EVALSHA")
     with pytest.raises(BrokerUnavailable):
         one.release([first])
+    return one, other, first
+
+
+def test_release_whose_reply_is_lost_takes_nothing_away_when_it_is_repeated(place: Place, proxy: Proxy) -> None:
+    """It was carried out, and what it released is at work here again, in the same attempt."""
+    one, other, first = released_in_doubt(place, proxy)
     (again,) = place.take(one, 1)
     assert (again.message.id, again.message.attempt) == (first.message.id, 1)
 
@@ -147,13 +153,7 @@ def test_release_whose_reply_is_lost_takes_nothing_away_when_it_is_repeated(plac
 def test_release_that_is_repeated_leaves_what_is_on_its_way_to_who_reads(
     place: Place, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, other = place.joined(place.broker(proxy.url)), place.joined(place.broker())
-    publish(place.broker())
-    (first,) = place.take(one, 1)
-    load_scripts(place)
-    proxy.lose_reply(to=b"EVALSHA")
-    with pytest.raises(BrokerUnavailable):
-        one.release([first])
+    one, other, first = released_in_doubt(place, proxy)
     taken = one._taken
 
     def repeat_first(*arguments: Any) -> Any:

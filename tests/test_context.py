@@ -13,16 +13,10 @@ import pubsub_core
 import pubsub_flask
 from pubsub_core import ConfigurationError, ContextFilter, Message, NoRetry, PubSub, ValidationError
 from pubsub_core.logs import WorkerFormatter
-from pubsub_core.worker.process import Worker
+from tests.waiting import handle_all
 
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
-
-
-def handle_all(pubsub: pubsub_core.PubSub) -> None:
-    with Worker(pubsub, threads=1, burst=True) as worker:
-        assert worker.wait(20)
-    assert worker.failure is None
 
 
 @pytest.fixture

@@ -36,10 +36,10 @@ from pubsub_core import (
     current_message,
 )
 from pubsub_core.subscription import Takes
-from pubsub_core.worker.process import Worker
 
 if TYPE_CHECKING:
     from decimal import Decimal
+from tests.waiting import handle_all
 
 
 class Order(BaseModel):
@@ -60,13 +60,6 @@ def pubsub() -> Iterator[PubSub]:
     pubsub = PubSub(group="default")
     yield pubsub
     pubsub.close()
-
-
-def handle_all(pubsub: PubSub) -> None:
-    """Run the real worker until nothing is left to do."""
-    with Worker(pubsub, threads=1, burst=True) as worker:
-        assert worker.wait(20), "the worker did not come to an end"
-    assert worker.failure is None
 
 
 def line_of(function: Callable[..., Any]) -> str:

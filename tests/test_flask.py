@@ -16,21 +16,14 @@ from flask import Flask, current_app, g, has_app_context
 import pubsub_core
 import pubsub_flask
 from pubsub_core.worker.options import WorkerOptions
-from pubsub_core.worker.process import Worker
 from pubsub_flask import ConfigurationError, Delivery, Message, NoRetry, PubSub, current_pubsub
+from tests.waiting import handle_all
 
 
 def make_app(name: str = "shop", **config: Any) -> Flask:
     app = Flask(name)
     app.config.update(config)
     return app
-
-
-def handle_all(pubsub: pubsub_core.PubSub) -> None:
-    """Run the real worker until nothing is left to do."""
-    with Worker(pubsub, threads=1, burst=True) as worker:
-        assert worker.wait(20), "the worker did not come to an end"
-    assert worker.failure is None
 
 
 # Settings

@@ -1,5 +1,6 @@
 """Delays, deduplication, expiry and schedules, as an application sees them; on memory, whose clock a test moves."""
 
+import contextlib
 import itertools
 import logging
 import math
@@ -607,9 +608,9 @@ def test_a_broker_that_is_away_costs_no_tick_within_the_lease(monkeypatch: pytes
     assert plan.ticks() == ["tick-1001", "tick-1002", "tick-1003"]
 
 
-def test_a_full_topic_holds_up_no_other_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = Plan(EACH_SECOND, Schedule("other", "other", EverySpec(1)))
-    plan.scheduler.run_due()
+@contextlib.contextmanager
+def tick_is_full(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have the topic "tick" take nothing."""
     fire = plan.broker.fire
 
     def full(key: ScheduleKey, *rest: Any) -> str:
@@ -619,6 +620,13 @@ def test_a_full_topic_holds_up_no_other_schedule(monkeypatch: pytest.MonkeyPatch
 
     with monkeypatch.context() as patched:
         patched.setattr(plan.broker, "fire", full)
+        yield
+
+
+def test_a_full_topic_holds_up_no_other_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Plan(EACH_SECOND, Schedule("other", "other", EverySpec(1)))
+    plan.scheduler.run_due()
+    with tick_is_full(plan, monkeypatch):
         plan.clock.advance(1)
         with pytest.raises(BrokerFull):
             plan.scheduler.run_due()
@@ -632,15 +640,7 @@ def test_a_topic_that_stays_full_costs_other_schedules_no_tick(monkeypatch: pyte
     other = Schedule("other", "other", EverySpec(1), missed="skip")
     plan = Plan(EACH_SECOND, other)
     plan.scheduler.run_due()
-    fire = plan.broker.fire
-
-    def full(key: ScheduleKey, *rest: Any) -> str:
-        if key.topic == "tick":
-            raise BrokerFull("full")
-        return fire(key, *rest)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(plan.broker, "fire", full)
+    with tick_is_full(plan, monkeypatch):
         for _ in range(60):
             plan.clock.advance(1)
             with pytest.raises(BrokerFull):

@@ -4,6 +4,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from pubsub_core import PubSub, Worker
+
 WITHIN = 30.0  # seconds
 
 
@@ -14,3 +16,10 @@ def until(claim: Callable[[], object], what: str = "it is so", *, within: float 
     while not claim():
         assert time.monotonic() < deadline, f"not within {within} s: {what}"
         pause.wait(0.005)
+
+
+def handle_all(pubsub: PubSub) -> None:
+    """Run the real worker until nothing is left to do."""
+    with Worker(pubsub, threads=1, burst=True) as worker:
+        assert worker.wait(20), "the worker did not come to an end"
+    assert worker.failure is None

@@ -16,6 +16,7 @@ from functools import partial
 from time import monotonic
 from types import TracebackType
 
+from pubsub_core.broker import LEASE
 from pubsub_core.clock import MovableClock
 from pubsub_core.errors import BrokerError, ConfigurationError, NotPermitted, StreamConflict, WorkerError
 from pubsub_core.message import Delivery, SubscriptionKey
@@ -356,7 +357,7 @@ class Worker:
 
 def lease_of(runtime: Runtime) -> float:
     """Return for how many seconds who gave a sign of life counts as there: where a test moves time on, for ever."""
-    return math.inf if isinstance(runtime.clock, MovableClock) else 4 * runtime.settings.heartbeat
+    return math.inf if isinstance(runtime.clock, MovableClock) else LEASE * runtime.settings.heartbeat
 
 
 def consumer_name() -> str:

@@ -17,13 +17,13 @@ local function first_unsettled(stream, group)
   return first
 end
 local LOST_FOR = 86400000  -- ms for which one that was lost is waited for
--- Returns the first entry id that a group has not settled that is known, by its floor, and not there any more: it was
--- lost, as one that is removed is not known any more, and somebody will make it anew. nil if there is none such.
-local function first_of_lost(floors, groups)
-  local there, first = {}, nil
+-- Returns the lowest of `first` and of the first entry ids that groups have not settled which are known, by their floors,
+-- and not there any more: they were lost, as one that is removed is not known any more, and somebody will make them anew.
+local function or_of_lost(first, floors, groups)
+  local there = {}
   for _, group in ipairs(groups) do there[group['name']] = true end
   local names = redis.pcall('HKEYS', floors)
-  if names.err then return nil end  -- not permitted to this user
+  if names.err then return first end  -- not permitted to this user
   for _, name in ipairs(names) do
     local lost = '~lost:' .. name
     if there[name] or name:sub(1, 1) == '~' then
@@ -32,7 +32,7 @@ local function first_of_lost(floors, groups)
       local since = redis.call('HGET', floors, lost)
       if not since then redis.pcall('HSET', floors, lost, string.format('%.0f', now_ms())) end
       local id = redis.call('HGET', floors, name):match('^%S+')
-      if (not since or now_ms() - since < LOST_FOR) and (not first or is_less(id, first)) then first = id end
+      if (not since or now_ms() - since < LOST_FOR) and is_less(id, first) then first = id end
     end
   end
   return first

@@ -19,8 +19,7 @@ for _, group in ipairs(groups) do
   result[#result + 1] = {name, first}
 end
 if not floor then return result end  -- without a group nothing is settled
-local lost = first_of_lost(KEYS[2], groups)
-if lost and is_less(lost, floor) then floor = lost end
+floor = or_of_lost(floor, KEYS[2], groups)
 local cut = string.format('%.0f-0', math.max(0, now_ms() - ARGV[1]))
 if is_less(floor, cut) then cut = floor end
 -- Whole nodes first, up to the limit; then exactly, which is less than a node.

@@ -12,9 +12,8 @@ local function make_room(stream, dropped_key, floors, most, count, may_drop)
     local first = first_unsettled(stream, group)
     if not floor or is_less(first, floor) then floor = first end
   end
-  local lost = floor and first_of_lost(floors, groups)
-  if lost and is_less(lost, floor) then floor = lost end
   if floor then
+    floor = or_of_lost(floor, floors, groups)
     local before = excess
     -- Whole nodes first; then one by one, as no command says how many entries are below the floor.
     excess = excess - redis.call('XTRIM', stream, 'MINID', '~', floor, 'LIMIT', excess)
